@@ -1,0 +1,165 @@
+"""Result files: JSON below ``data/results`` with its provenance, written atomically."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import paths
+from .errors import DataError
+
+_PACKAGES = (
+    "x3mat", "numpy", "scipy", "torch", "e3nn", "lightning", "pymatgen", "spglib",
+    "ase", "zeose", "core-mof", "raspalib", "scikit-learn",
+)  # fmt: skip
+
+
+def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+    """Installed versions of Python and of those of `packages` that are present."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> str:
+    """Processor, its number of cores, and the GPU where torch is loaded and sees one."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    text = f"{model}, {os.cpu_count()} cores"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        text += f"; {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return text
+
+
+def git_revision() -> str | None:
+    """Commit of the repository, with ``+`` if tracked files differ from it; None outside one."""
+    root = paths.root()
+    if root is None:
+        return None
+    try:
+        commit, dirty = (
+            subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True, text=True, check=True, timeout=20,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty else "")
+
+
+def provenance(*, seed: int | list[int] | None, command: str, wall_s: float) -> dict[str, Any]:
+    """Where a number comes from: command, seed, versions, hardware, wall time (s), date, commit."""
+    return {
+        "command": command,
+        "seed": seed,
+        "versions": versions(),
+        "hardware": hardware(),
+        "wall_s": round(float(wall_s), 3),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "git": git_revision(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """`value` with numpy scalars and arrays turned into Python's, non-finite numbers into None."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: str | Path, payload: Any) -> Path:
+    """Write `payload` as JSON so that a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(_plain(payload), file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write(
+    relative_path: str | Path,
+    payload: dict[str, Any],
+    *,
+    seed: int | list[int] | None,
+    command: str,
+    wall_s: float,
+) -> Path:
+    """Write `payload` with its provenance to ``data/results/<relative_path>``.
+
+    Parameters
+    ----------
+    relative_path : path
+        Below ``data/results``, for example ``"zeolite-n2/labels.json"``.
+    payload : dict
+        What JSON can hold; numpy values are converted, non-finite numbers become null.
+    seed : int, list of int or None
+        Seeds of everything random; None if nothing was.
+    command : str
+        The command that writes this file again.
+    wall_s : float
+        Wall time in seconds.
+
+    Returns
+    -------
+    Path
+        The file written; its key ``"provenance"`` is that of `provenance`.
+    """
+    full = {**payload, "provenance": provenance(seed=seed, command=command, wall_s=wall_s)}
+    return write_json(paths.results(relative_path), full)
+
+
+def read(relative_path: str | Path) -> dict[str, Any]:
+    """Read a JSON result file below ``data/results``.
+
+    Raises
+    ------
+    DataError
+        The file is missing or is not JSON.
+    """
+    path = paths.results(relative_path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        cause, remedy = "the result file is missing", "Run the tool of tools/ that writes it."
+    except json.JSONDecodeError as error:
+        cause, remedy = f"it is not valid JSON ({error})", "Restore it or write it again."
+    raise DataError(path, cause, remedy)
