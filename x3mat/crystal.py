@@ -1,0 +1,596 @@
+"""Crystals: reading, checking and symmetry.
+
+Every crystal that enters the package passes through :func:`crystal_from_arrays`, which checks that
+it is an ordered, physically sensible crystal, finds its space group with spglib and moves atoms
+and cell onto that symmetry, so that the operations map the crystal onto itself to machine
+precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gemmi
+import numpy as np
+import spglib
+from scipy.spatial import cKDTree
+
+from x3mat.errors import CrystalError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+SYMPREC = 0.01  # Å; the IZA frameworks lose symmetry below it, for their coordinates are rounded
+MIN_DISTANCE = 0.5  # Å; the shortest bond in nature, H-H, has 0.74 Å
+MERGE_DISTANCE = 0.1  # Å; closer images of one CIF site are one atom on a special position
+LENGTHS = (1.0, 500.0)  # Å
+ANGLES = (10.0, 170.0)  # degrees
+VOLUME_PER_ATOM = (1.0, 10_000.0)  # Å3
+FULL_OCCUPANCY = 0.999
+
+_AMU_PER_A3 = 1.66053906892  # g/cm3; CODATA 2022 atomic mass constant
+
+
+@dataclass(frozen=True, eq=False)
+class Crystal:
+    """An ordered periodic crystal with its space group; all arrays are read-only.
+
+    Attributes
+    ----------
+    lattice : (3, 3) float64
+        Rows a, b, c in Å, right-handed.
+    species : (N,) int64
+        Atomic numbers, 1 to 100.
+    frac_coords : (N, 3) float64
+        Fractional coordinates in [0, 1).
+    rotations : (G, 3, 3) int64
+    translations : (G, 3) float64
+        Space-group operations of this cell, x' = R x + t in fractional coordinates; the pure
+        translations of a centred cell or a supercell are among them.
+    space_group : int
+        International number, 1 to 230.
+    space_group_symbol : str
+        International short symbol.
+    origin : (3,) float64
+        Fractional coordinates of the space group's standard origin (spglib's setting).
+    name : str
+    """
+
+    lattice: np.ndarray
+    species: np.ndarray
+    frac_coords: np.ndarray
+    rotations: np.ndarray
+    translations: np.ndarray
+    space_group: int
+    space_group_symbol: str
+    origin: np.ndarray
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                kind = np.int64 if field.name in ("species", "rotations") else np.float64
+                value = np.array(value, dtype=kind, order="C")
+                value.setflags(write=False)
+                object.__setattr__(self, field.name, value)
+
+    def __reduce__(self):
+        return Crystal, tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms in the cell."""
+        return len(self.species)
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell, Å3."""
+        return float(np.linalg.det(self.lattice))
+
+    @property
+    def density(self) -> float:
+        """Mass density, g/cm3."""
+        mass = sum(gemmi.Element(int(z)).weight * n for z, n in self._composition().items())
+        return mass * _AMU_PER_A3 / self.volume
+
+    @property
+    def formula(self) -> str:
+        """Reduced formula, for example ``SiO2``."""
+        from pymatgen.core import Composition
+
+        counts = {gemmi.Element(z).name: n for z, n in self._composition().items()}
+        return Composition(counts).reduced_formula
+
+    @property
+    def structure(self) -> Structure:
+        """A new pymatgen Structure of the same cell."""
+        from pymatgen.core import Structure
+
+        return Structure(self.lattice, self.species.tolist(), self.frac_coords)
+
+    def _composition(self) -> dict[int, int]:
+        elements, counts = np.unique(self.species, return_counts=True)
+        return dict(zip(elements.tolist(), counts.tolist(), strict=True))
+
+
+def read_crystal(
+    source: str | Path | Structure, *, symprec: float = SYMPREC, name: str | None = None
+) -> Crystal:
+    """Read a crystal from a file or take it from a pymatgen Structure.
+
+    Parameters
+    ----------
+    source : path or pymatgen Structure
+        ``.cif``; ``POSCAR*``, ``CONTCAR*``, ``.vasp`` or ``.poscar``; ``.extxyz`` or ``.xyz``. Of
+        a CIF with several data blocks the first with atoms is read, of an extxyz file with several
+        frames the first.
+    symprec : float
+        Tolerance in Å at which spglib looks for symmetry.
+    name : str, optional
+        Default: the file's stem, or the structure's reduced formula.
+
+    Returns
+    -------
+    Crystal
+        With deuterium and tritium as hydrogen, charges and other site properties dropped.
+
+    Raises
+    ------
+    CrystalError
+        The file is missing, empty, truncated, of an unknown kind, or does not hold an ordered,
+        sensible crystal (see :func:`crystal_from_arrays`). The message names file, cause, remedy.
+
+    Examples
+    --------
+    >>> from pymatgen.core import Lattice, Structure
+    >>> salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"],
+    ...                                  [[0, 0, 0], [0.5, 0.5, 0.5]])
+    >>> crystal = read_crystal(salt)
+    >>> crystal.formula, crystal.n_atoms, crystal.space_group_symbol, len(crystal.rotations)
+    ('NaCl', 8, 'Fm-3m', 192)
+    """
+    if not isinstance(source, (str, Path)):
+        label = name or getattr(source, "reduced_formula", type(source).__name__)
+        return crystal_from_arrays(*_from_structure(source, label), symprec=symprec, name=label)
+    path = Path(source)
+    reader = _reader_of(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise CrystalError(path, "there is no such file", "Check the path.") from None
+    except OSError as error:
+        raise CrystalError(path, f"it cannot be read ({error.strerror})", "Check it.") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    if not text.strip("\0 \t\r\n"):
+        raise CrystalError(path, "the file is empty", "Give a complete file.")
+    arrays = reader(text, path)
+    return crystal_from_arrays(
+        *arrays, symprec=symprec, name=path.stem if name is None else name, source=path
+    )
+
+
+def crystal_from_arrays(
+    lattice: np.ndarray,
+    species: np.ndarray,
+    frac_coords: np.ndarray,
+    *,
+    symprec: float = SYMPREC,
+    name: str = "",
+    source: object = None,
+) -> Crystal:
+    """Check a crystal and find its symmetry.
+
+    Atoms and cell are moved, by about `symprec` at most, to where the operations found demand
+    them: the metric tensor becomes the mean of Rᵀ G R and each atom the mean of g⁻¹ x_g(atom),
+    over all operations (R, t) = g. Where spglib finds no group, the crystal is P1. A left-handed
+    cell (a, b, c) is replaced by (-a, -b, -c), the same crystal in a right-handed one.
+
+    Parameters
+    ----------
+    lattice : (3, 3) array
+        Rows a, b, c in Å.
+    species : (N,) array
+        Atomic numbers.
+    frac_coords : (N, 3) array
+    symprec : float
+        Å.
+    name : str
+    source : object, optional
+        What error messages call the crystal; default its name.
+
+    Raises
+    ------
+    CrystalError
+        No atoms; shapes that do not fit; numbers that are not finite; lengths outside 1-500 Å,
+        angles outside 10-170° or impossible together; less than 1 or more than 10,000 Å3 per atom;
+        elements outside 1-100; two atoms, or an atom and its own image, closer than 0.5 Å.
+    """
+    source = source or name or "crystal"
+    lattice = np.array(lattice, dtype=np.float64)
+    frac_coords = np.array(frac_coords, dtype=np.float64).reshape(-1, 3)
+    species = np.array(species)
+    if len(species) == 0:
+        raise CrystalError(source, "it has no atoms", "Give a file with atoms.")
+    if lattice.shape != (3, 3) or species.shape != frac_coords.shape[:1]:
+        raise CrystalError(
+            source,
+            f"shapes {lattice.shape}, {species.shape} and {frac_coords.shape} do not fit",
+            "Give (3, 3), (N,) and (N, 3).",
+        )
+    _check_cell(lattice, len(species), source)
+    if not np.isfinite(frac_coords).all() or np.abs(frac_coords).max() > 1e6:
+        bad = int(np.flatnonzero(~(np.abs(frac_coords) <= 1e6).all(axis=1))[0])
+        raise CrystalError(
+            source,
+            f"atom {bad + 1} has no usable coordinates ({frac_coords[bad]})",
+            "Complete or remove that atom.",
+        )
+    bad = [z for z in species.tolist() if not (isinstance(z, int) and 1 <= z <= 100)]
+    if bad:
+        raise CrystalError(
+            source,
+            f"{bad[0]!r} is not an atomic number from 1 to 100",
+            "Replace or remove dummy atoms and elements beyond fermium.",
+        )
+    if np.linalg.det(lattice) < 0:
+        lattice, frac_coords = -lattice, -frac_coords
+    frac_coords = _wrap(frac_coords)
+    _check_distances(lattice, species, frac_coords, source)
+    return _with_symmetry(lattice, species, frac_coords, symprec, str(name))
+
+
+def _check_cell(lattice: np.ndarray, n_atoms: int, source: object) -> None:
+    remedy = "Correct the cell; it must be periodic in three directions, in Å and degrees."
+    lengths = np.linalg.norm(lattice, axis=1)
+    if not (np.isfinite(lattice).all() and (lengths > 0).all()):
+        raise CrystalError(source, "its cell is missing, zero or not finite", remedy)
+    if lengths.min() < LENGTHS[0] or lengths.max() > LENGTHS[1]:
+        shown = ", ".join(f"{x:.4g}" for x in lengths)
+        raise CrystalError(source, f"cell lengths {shown} Å are outside 1-500 Å", remedy)
+    unit = lattice / lengths[:, None]
+    cosines = np.clip([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]], -1, 1)
+    angles = np.degrees(np.arccos(cosines))
+    flat = abs(np.linalg.det(unit)) < 1e-3
+    if angles.min() < ANGLES[0] or angles.max() > ANGLES[1] or flat:
+        shown = ", ".join(f"{x:.4g}" for x in angles)
+        raise CrystalError(source, f"cell angles {shown}° make no sensible cell", remedy)
+    per_atom = abs(np.linalg.det(lattice)) / n_atoms
+    if not VOLUME_PER_ATOM[0] <= per_atom <= VOLUME_PER_ATOM[1]:
+        raise CrystalError(source, f"{per_atom:.4g} Å3 per atom is absurd", remedy)
+
+
+def _check_distances(
+    lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray, source: object
+) -> None:
+    atoms, images = periodic_images(lattice, frac_coords, MIN_DISTANCE)
+    distance, other = cKDTree(images).query(
+        frac_coords @ lattice, k=2, distance_upper_bound=MIN_DISTANCE
+    )
+    close = np.flatnonzero(np.isfinite(distance[:, 1]))
+    if len(close) == 0:
+        return
+    i = int(close[np.argmin(distance[close, 1])])
+    j = int(atoms[other[i, 1] if atoms[other[i, 0]] == i else other[i, 0]])
+    pair = [f"{gemmi.Element(int(species[k])).name} (atom {k + 1})" for k in (i, j)]
+    raise CrystalError(
+        source,
+        f"{pair[0]} and {pair[1]} are {distance[i, 1]:.3f} Å apart; {len(close)} of"
+        f" {len(species)} atoms overlap (closer than {MIN_DISTANCE} Å)",
+        "Remove duplicate or disordered atoms.",
+    )
+
+
+def periodic_images(
+    lattice: np.ndarray, frac_coords: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms of the cell and those of their images within `reach` of the cell.
+
+    Parameters
+    ----------
+    lattice : (3, 3) array
+        Rows a, b, c in Å.
+    frac_coords : (N, 3) array
+        In [0, 1).
+    reach : float
+        Å, perpendicular to the cell's faces.
+
+    Returns
+    -------
+    atoms : (M,) int64
+        Which atom each image belongs to; the first N are the atoms themselves.
+    positions : (M, 3) float64
+        Å.
+    """
+    pad = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    atoms, images = np.arange(len(frac_coords)), frac_coords
+    for axis in range(3):
+        parts_a, parts_x = [atoms], [images]
+        for k in range(1, int(np.ceil(pad[axis])) + 1):
+            for shift in (-k, k):
+                moved = images[:, axis] + shift
+                keep = (moved >= -pad[axis]) & (moved <= 1 + pad[axis])
+                part = images[keep].copy()
+                part[:, axis] = moved[keep]
+                parts_a.append(atoms[keep])
+                parts_x.append(part)
+        atoms, images = np.concatenate(parts_a), np.concatenate(parts_x)
+    return atoms, images @ lattice
+
+
+def _wrap(frac_coords: np.ndarray) -> np.ndarray:
+    wrapped = frac_coords - np.floor(frac_coords)
+    return np.where(wrapped >= 1.0, 0.0, wrapped)
+
+
+# --------------------------------------------------------------------------------- symmetry
+
+
+def _with_symmetry(
+    lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray, symprec: float, name: str
+) -> Crystal:
+    found = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(spglib.SpglibError):
+            found = spglib.get_symmetry_dataset((lattice, frac_coords, species), symprec=symprec)
+    if found is not None and len(found.rotations) > 1:
+        rotations = np.array(found.rotations, dtype=np.int64)
+        translations = _wrap(np.array(found.translations))
+        moved = _symmetrized(
+            lattice, frac_coords, rotations, translations, found.equivalent_atoms, symprec
+        )
+        if moved is not None:
+            origin = -np.linalg.solve(found.transformation_matrix, found.origin_shift)
+            return Crystal(
+                moved[0], species, moved[1], rotations, translations,
+                int(found.number), str(found.international), _wrap(origin.round(12)), name,
+            )  # fmt: skip
+    identity = np.eye(3, dtype=np.int64)[None]
+    return Crystal(
+        lattice, species, frac_coords, identity, np.zeros((1, 3)), 1, "P1", np.zeros(3), name
+    )
+
+
+def _symmetrized(
+    lattice: np.ndarray,
+    frac_coords: np.ndarray,
+    rotations: np.ndarray,
+    translations: np.ndarray,
+    equivalent_atoms: np.ndarray,
+    symprec: float,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lattice and coordinates that obey the operations; None if an orbit does not close."""
+    metric = lattice @ lattice.T
+    mean = np.einsum("gki,kl,glj->ij", rotations, metric, rotations) / len(rotations)
+    inverse = np.linalg.inv(lattice)
+    values, vectors = np.linalg.eigh(inverse @ mean @ inverse.T)
+    new_lattice = lattice @ (vectors * np.sqrt(values)) @ vectors.T  # a symmetric stretch
+    inverse_rotations = np.rint(np.linalg.inv(rotations)).astype(np.int64)
+    new = np.empty_like(frac_coords)
+    order = np.argsort(equivalent_atoms, kind="stable")
+    starts = np.flatnonzero(np.diff(equivalent_atoms[order], prepend=-1))
+    for orbit in np.split(order, starts[1:]):
+        x = frac_coords[orbit[0]]
+        images = rotations @ x + translations  # (G, 3)
+        offset = frac_coords[orbit][None] - images[:, None]  # (G, M, 3)
+        cells = np.rint(offset)
+        distance = np.linalg.norm((offset - cells) @ new_lattice, axis=2)
+        which = np.argmin(distance, axis=1)
+        every, first = np.unique(which, return_index=True)
+        if len(every) < len(orbit) or distance.min(axis=1).max() > 10 * symprec:
+            return None
+        g = np.arange(len(rotations))
+        drift = (offset - cells)[g, which]  # x_g(atom) - g x, folded to the nearest image
+        x = x + np.einsum("gij,gj->i", inverse_rotations, drift) / len(rotations)
+        new[orbit[every]] = rotations[first] @ x + translations[first]
+    return new_lattice, _wrap(new)
+
+
+# ---------------------------------------------------------------------------------- readers
+
+
+def _reader_of(path: Path):
+    suffix, stem = path.suffix.lower(), path.name.upper()
+    if suffix == ".cif":
+        return _from_cif
+    if suffix in (".vasp", ".poscar") or stem.startswith(("POSCAR", "CONTCAR")):
+        return _from_poscar
+    if suffix in (".extxyz", ".xyz"):
+        return _from_extxyz
+    raise CrystalError(
+        path,
+        f"files of kind {suffix or path.name!r} are not read",
+        "Give a .cif, POSCAR/CONTCAR/.vasp or .extxyz/.xyz file.",
+    )
+
+
+_UNQUOTED = re.compile(
+    r"^(\s*_\S+)[ \t]+([^'\"\s_;#][^'\"#\r\n]*[ \t][^'\"#\r\n]*?)[ \t]*(\r?)$", re.MULTILINE
+)
+_CELL_TAGS = [f"_cell_length_{x}" for x in "abc"] + [
+    f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")
+]
+
+
+def _from_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    try:
+        try:
+            document = gemmi.cif.read_string(text)
+        except ValueError:  # many programs write P 1 without the quotes that CIF demands
+            document = gemmi.cif.read_string(_UNQUOTED.sub(r"\1 '\2'\3", text))
+        blocks = [(block, gemmi.make_small_structure_from_block(block)) for block in document]
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CrystalError(
+            source, f"it is not a valid CIF ({reason})", "Restore it; it may be truncated."
+        ) from None
+    with_atoms = [(block, small) for block, small in blocks if len(small.sites)]
+    if not with_atoms:
+        raise CrystalError(
+            source,
+            "no data block has atoms with fractional coordinates",
+            "Give a CIF with _atom_site_fract_x, _y and _z; it may be truncated.",
+        )
+    block, small = with_atoms[0]
+    _check_sites([(s.label, s.occ, s.element.atomic_number) for s in small.sites], source)
+    cell = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in _CELL_TAGS]
+    lattice = _lattice_of(cell, source)
+    listed = np.array([s.fract.tolist() for s in small.sites])
+    numbers = np.array([s.element.atomic_number for s in small.sites])
+    if not np.isfinite(listed).all():
+        return lattice, numbers, listed
+    rotations, translations = _cif_operations(small, source)
+    if len(rotations) == 1:
+        return lattice, numbers, listed
+    images = [_site_images(x, rotations, translations, lattice) for x in listed]
+    return lattice, np.repeat(numbers, [len(x) for x in images]), np.concatenate(images)
+
+
+def _check_sites(sites: list[tuple[str, float, int]], source: object) -> None:
+    partial = [label for label, occupancy, _ in sites if occupancy < FULL_OCCUPANCY]
+    if partial:
+        raise CrystalError(
+            source,
+            f"{len(partial)} of {len(sites)} sites are partially occupied, first {partial[0]}",
+            "Give an ordered model, with every occupancy 1.",
+        )
+    dummies = [label for label, _, number in sites if not 1 <= number <= 100]
+    if dummies:
+        raise CrystalError(
+            source,
+            f"site {dummies[0]!r} is no element from 1 to 100",
+            "Replace or remove dummy atoms and elements beyond fermium.",
+        )
+
+
+def _lattice_of(cell: list[float], source: object) -> np.ndarray:
+    """Rows a, b, c from lengths and angles, a along x and b in the xy plane."""
+    lengths, (ca, cb, cg) = np.array(cell[:3]), np.cos(np.radians(cell[3:]))
+    sg2 = 1 - cg * cg
+    square = 1 + 2 * ca * cb * cg - ca * ca - cb * cb - cg * cg
+    if not (np.isfinite(cell).all() and sg2 > 0 and square > 0):
+        raise CrystalError(
+            source,
+            f"cell lengths and angles {cell} make no cell",
+            "Complete _cell_length_a ... _cell_angle_gamma.",
+        )
+    sg = np.sqrt(sg2)
+    unit = [[1, 0, 0], [cg, sg, 0], [cb, (ca - cb * cg) / sg, np.sqrt(square) / sg]]
+    unit = np.where(np.abs(unit) < 1e-15, 0.0, unit)
+    return unit * lengths[:, None]
+
+
+def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations (G, 3, 3) and translations (G, 3) that a CIF states; identity if it states none."""
+    symbol = small.spacegroup_hm.strip("?. ")
+    try:
+        if small.symops:
+            operations = [gemmi.Op(triplet) for triplet in small.symops]
+        elif small.spacegroup_hall.strip("?. "):
+            operations = list(gemmi.symops_from_hall(small.spacegroup_hall))
+        elif symbol:
+            group = gemmi.find_spacegroup_by_name(symbol, small.cell.alpha, small.cell.gamma)
+            operations = list(group.operations())
+        elif small.spacegroup_number:
+            operations = list(gemmi.find_spacegroup_by_number(small.spacegroup_number).operations())
+        else:
+            operations = [gemmi.Op()]
+    except (ValueError, RuntimeError, AttributeError):
+        raise CrystalError(
+            source,
+            f"its symmetry cannot be read (space group {symbol or 'not named'})",
+            "List the operations under _space_group_symop_operation_xyz.",
+        ) from None
+    return (
+        np.array([op.rot for op in operations]) / gemmi.Op.DEN,
+        np.array([op.tran for op in operations]) / gemmi.Op.DEN,
+    )
+
+
+def _site_images(
+    x: np.ndarray, rotations: np.ndarray, translations: np.ndarray, lattice: np.ndarray
+) -> np.ndarray:
+    """Distinct images of one site, (M, 3); those on a special position are averaged."""
+    images = _wrap(rotations @ x + translations)
+    offset = images[None] - images[:, None]
+    offset -= np.rint(offset)
+    same = np.linalg.norm(offset @ lattice, axis=2) < MERGE_DISTANCE
+    kept = np.unique(np.argmax(same, axis=1))
+    weights = same[kept] / same[kept].sum(axis=1, keepdims=True)
+    return images[kept] + np.einsum("kg,kgi->ki", weights, offset[kept])
+
+
+def _from_structure(structure: object, source: object) -> tuple:
+    from pymatgen.core import DummySpecies, Structure
+
+    if not isinstance(structure, Structure):
+        raise CrystalError(
+            source,
+            f"{type(structure).__name__} is no crystal",
+            "Give a path or a pymatgen Structure.",
+        )
+    if not structure.is_ordered:
+        partial = [i for i, site in enumerate(structure) if not site.is_ordered]
+        raise CrystalError(
+            source,
+            f"{len(partial)} of {len(structure)} sites are disordered or partially occupied,"
+            f" first site {partial[0] + 1}",
+            "Give an ordered model, with every occupancy 1.",
+        )
+    sites = [
+        (str(s.specie), 1.0, 0 if isinstance(s.specie, DummySpecies) else s.specie.Z)
+        for s in structure
+    ]
+    _check_sites(sites, source)
+    return structure.lattice.matrix, np.array([s[2] for s in sites]), structure.frac_coords
+
+
+def _from_poscar(text: str, source: object) -> tuple:
+    from pymatgen.io.vasp import Poscar
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # "Elements in POSCAR cannot be determined"
+        try:
+            structure = Poscar.from_str(text).structure
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CrystalError(
+                source,
+                f"it is not a valid POSCAR with element symbols ({reason})",
+                "Restore it (VASP 5 format); it may be truncated.",
+            ) from None
+    return _from_structure(structure, source)
+
+
+def _from_extxyz(text: str, source: object) -> tuple:
+    import io
+
+    from ase.io import read
+
+    try:
+        atoms = read(io.StringIO(text), index=0, format="extxyz")
+        arrays = atoms.cell.array, atoms.numbers, atoms.positions
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CrystalError(
+            source, f"it is not a valid extxyz file ({reason})", "Restore it; it may be truncated."
+        ) from None
+    if not atoms.pbc.all():
+        raise CrystalError(
+            source,
+            "it is not periodic in three directions",
+            'Give Lattice="..." and pbc="T T T" in the comment line.',
+        )
+    if len(atoms):
+        _check_cell(arrays[0], len(atoms), source)
+        return arrays[0], arrays[1], np.linalg.solve(arrays[0].T, arrays[2].T).T
+    return arrays
