@@ -340,7 +340,7 @@ def _with_symmetry(
     found = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(spglib.SpglibError):
+        with contextlib.suppress(Exception):  # no group found; the type depends on the version
             found = spglib.get_symmetry_dataset((lattice, frac_coords, species), symprec=symprec)
     if found is not None and len(found.rotations) > 1:
         rotations = np.array(found.rotations, dtype=np.int64)
@@ -401,7 +401,7 @@ def _symmetrized(
 def _reader_of(path: Path):
     suffix, stem = path.suffix.lower(), path.name.upper()
     if suffix == ".cif":
-        return _from_cif
+        return parse_cif
     if suffix in (".vasp", ".poscar") or stem.startswith(("POSCAR", "CONTCAR")):
         return _from_poscar
     if suffix in (".extxyz", ".xyz"):
@@ -421,7 +421,17 @@ _CELL_TAGS = [f"_cell_length_{x}" for x in "abc"] + [
 ]
 
 
-def _from_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lattice, atomic numbers and fractional coordinates of all atoms in a CIF's cell.
+
+    Symmetry is expanded; nothing but occupancies and elements is checked
+    (:func:`crystal_from_arrays` does the rest).
+
+    Raises
+    ------
+    CrystalError
+        `source` is what its message calls the file.
+    """
     try:
         try:
             document = gemmi.cif.read_string(text)

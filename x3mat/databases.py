@@ -1,0 +1,232 @@
+"""Crystals of public databases: the IZA zeolite frameworks and CoRE MOF 2019.
+
+Both come from packages of the Python Package Index: zeose (MIT) with the frameworks of the
+IZA Structure Commission (C. Baerlocher, L. B. McCusker, Database of Zeolite Structures), and
+core-mof (data CC BY 4.0) with CoRE MOF 2019 (Y. G. Chung et al., J. Chem. Eng. Data 2019, 64,
+5985, doi:10.1021/acs.jced.9b00835).
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from x3mat import paths
+from x3mat.crystal import Crystal, crystal_from_arrays, parse_cif
+from x3mat.errors import CrystalError, DataError
+
+Subset = Literal["ASR", "FSR"]
+SUBSETS = ("ASR", "FSR")
+_CACHE_FORMAT = 1
+
+
+def iza_codes() -> tuple[str, ...]:
+    """The 253 three-letter codes of the IZA frameworks, in alphabetical order.
+
+    Raises
+    ------
+    DataError
+        The package zeose is not installed.
+
+    Examples
+    --------
+    >>> codes = iza_codes()
+    >>> len(codes), codes[:3]
+    (253, ('ABW', 'ACO', 'AEI'))
+    """
+    return tuple(sorted(_iza_rows()))
+
+
+@cache
+def iza(code: str) -> Crystal:
+    """The pure-silica framework of an IZA code, in its conventional cell.
+
+    Parameters
+    ----------
+    code : str
+        For example ``"LTA"``; case, and the marks ``-`` and ``*`` of interrupted and partially
+        disordered frameworks, do not matter.
+
+    Raises
+    ------
+    DataError
+        The code is unknown, or the package zeose is not installed.
+
+    Examples
+    --------
+    >>> crystal = iza("SOD")
+    >>> crystal.formula, crystal.n_atoms, crystal.space_group_symbol
+    ('SiO2', 36, 'Im-3m')
+    """
+    rows = _iza_rows()
+    key = code.upper().lstrip("-*")
+    if key not in rows:
+        raise _unknown(code, key, sorted(rows), "IZA framework")
+    lattice, numbers, frac_coords = rows[key]
+    return crystal_from_arrays(lattice, numbers, frac_coords, name=key)
+
+
+@lru_cache(maxsize=1)
+def _iza_rows() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    from ase.db import connect
+
+    path = _package_folder("zse", "zeose") / "collections" / "frameworks.db"
+    if not path.is_file():
+        raise DataError(path, "the database of frameworks is missing", "Reinstall zeose.")
+    rows = {}
+    for row in connect(str(path)).select():
+        frac_coords = np.linalg.solve(row.cell.T, row.positions.T).T
+        rows[row.fw] = (np.asarray(row.cell), row.numbers.astype(np.int64), frac_coords)
+    return rows
+
+
+@cache
+def core_mof_names(subset: Subset = "ASR") -> tuple[str, ...]:
+    """Names of the CoRE MOF 2019 crystals, in alphabetical order.
+
+    Parameters
+    ----------
+    subset : {"ASR", "FSR"}
+        All solvent removed (12,020), or free solvent removed (7,061).
+
+    Raises
+    ------
+    DataError
+        The subset is unknown, or the package core-mof is not installed.
+    """
+    return tuple(sorted(core_mof_table(subset)))
+
+
+@cache
+def core_mof_table(subset: Subset = "ASR") -> dict[str, dict[str, str]]:
+    """The table of pore geometry and provenance that core-mof holds, by name.
+
+    Columns (all text): LCD and PLD in Å, cm3_g (which is the density in g/cm3, despite its name),
+    AV_VF (accessible void fraction), DISORDER, ... as the package gives them.
+    """
+    path = _core_mof_folder(subset) / f"2019-{subset}.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["filename"]: row for row in csv.DictReader(file)}
+
+
+def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
+    """A crystal of CoRE MOF 2019.
+
+    The first call reads the whole archive (about a minute) into a compact file in the user's
+    cache folder; later calls read that file.
+
+    Raises
+    ------
+    DataError
+        The name or subset is unknown, or the package core-mof is not installed.
+    CrystalError
+        The crystal is refused; several hundred have overlapping atoms.
+    """
+    table = _core_mof_arrays(subset)
+    index = table["index"].get(name)
+    if index is None:
+        raise _unknown(name, name, table["index"], f"CoRE MOF 2019 {subset} name")
+    if table["cause"][index]:
+        raise CrystalError(name, str(table["cause"][index]), "Restore the CIF.")
+    part = slice(table["ptr"][index], table["ptr"][index + 1])
+    return crystal_from_arrays(
+        table["lattice"][index], table["species"][part].astype(np.int64),
+        table["frac_coords"][part], name=name,
+    )  # fmt: skip
+
+
+def core_mofs(subset: Subset = "ASR") -> Iterator[Crystal | CrystalError]:
+    """All crystals of a subset in the order of :func:`core_mof_names`; refusals as the error."""
+    for name in core_mof_names(subset):
+        try:
+            yield core_mof(name, subset)
+        except CrystalError as error:
+            yield error
+
+
+@lru_cache(maxsize=1)
+def _core_mof_arrays(subset: Subset) -> dict:
+    archive = _core_mof_folder(subset) / f"2019-{subset}.tar.xz"
+    version = metadata.version("core-mof")
+    path = paths.cache() / f"core-mof-{version}-{subset}-v{_CACHE_FORMAT}.npz"
+    try:
+        table = _load(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
+        _write_atomically(path, _read_archive(archive))
+        table = _load(path)
+    table["index"] = {name: i for i, name in enumerate(table["names"].tolist())}
+    return table
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _read_archive(archive: Path) -> dict[str, np.ndarray]:
+    """All CIFs of an archive as flat arrays; those that cannot be parsed with their cause."""
+    found = {}
+    with tarfile.open(archive, "r|xz") as tar:
+        for member in tar:
+            if not (member.isfile() and member.name.endswith(".cif")):
+                continue
+            name = Path(member.name).stem
+            try:
+                text = tar.extractfile(member).read().decode("utf-8", "replace")
+                found[name] = (*parse_cif(text, name), "")
+            except CrystalError as error:
+                found[name] = np.zeros((3, 3)), np.zeros(0), np.zeros((0, 3)), error.cause
+    names = sorted(found)
+    counts = [len(found[name][1]) for name in names]
+    return {
+        "names": np.array(names),
+        "cause": np.array([found[name][3] for name in names]),
+        "ptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "lattice": np.array([found[name][0] for name in names]),
+        "species": np.concatenate([found[name][1] for name in names]).astype(np.uint8),
+        "frac_coords": np.concatenate([found[name][2] for name in names]),
+    }
+
+
+def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _core_mof_folder(subset: str) -> Path:
+    if subset not in SUBSETS:
+        raise DataError(subset, "it is no subset of CoRE MOF 2019", 'Choose "ASR" or "FSR".')
+    return _package_folder("CoRE_MOF", "core-mof") / "data"
+
+
+def _package_folder(module: str, package: str) -> Path:
+    """Folder of an installed module, which is not imported (zse fails at import)."""
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise DataError(
+            package, "this optional package is not installed", f"Type: pip install {package}"
+        )
+    return Path(spec.origin).parent
+
+
+def _unknown(given: str, key: str, known, kind: str) -> DataError:
+    near = difflib.get_close_matches(key, known, n=5, cutoff=0.5)
+    remedy = f"Did you mean {', '.join(near)}?" if near else "Look it up in the list of names."
+    return DataError(given, f"it is no {kind}", remedy)
