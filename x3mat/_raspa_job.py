@@ -1,0 +1,163 @@
+"""Runs one RASPA3 simulation in a process of its own: ``python _raspa_job.py JOB.json OUT.npz``.
+
+RASPA3 is C++ and may abort the process, so `x3mat.raspa.simulate` starts this file as a script.
+It imports numpy and raspalib only. The job (JSON) holds the simulated cell, already replicated;
+the output holds the number of molecules at every production cycle and where they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+
+import numpy as np
+
+
+class _Stop(Exception):
+    """Raised from the production callback: ends the run cleanly."""
+
+
+def statistical_inefficiency(series: np.ndarray) -> float:
+    """g = 1 + 2 sum of the autocorrelation, up to Geyer's first non-positive pair; at least 1."""
+    x = np.asarray(series, dtype=float)
+    x = x - x.mean()
+    n = len(x)
+    if n < 4 or not x.any():
+        return 1.0
+    spectrum = np.fft.rfft(x, 2 * n)
+    covariance = np.fft.irfft(spectrum * spectrum.conj())[:n] / n
+    pairs = (covariance[: n - n % 2] / covariance[0]).reshape(-1, 2).sum(1)
+    negative = np.flatnonzero(pairs <= 0)
+    return max(1.0, 2.0 * pairs[: negative[0] if len(negative) else len(pairs)].sum() - 1.0)
+
+
+def standard_error(series: np.ndarray) -> float:
+    """Standard error of the mean of a correlated series of molecule counts.
+
+    sqrt(var g / n) with the statistical inefficiency g; never below that of one molecule seen
+    once in n/g independent samples, so that an empty framework does not look exact.
+    """
+    x = np.asarray(series, dtype=float)
+    if len(x) < 2:
+        return float("inf")
+    independent = len(x) / statistical_inefficiency(x)
+    return float(max(np.sqrt(x.var() / independent), 1.0 / independent))
+
+
+def build_system(job: dict):
+    """The raspalib System of a job."""
+    import raspalib as rl
+
+    types = list(job["types"])
+    force_field = rl.ForceField(
+        [
+            rl.PseudoAtom(t["name"], t["framework"], t["mass"], t["charge"], 0.0, t["number"])
+            for t in types
+        ],
+        [rl.VDWParameters(t["epsilon"], t["sigma"]) for t in types],
+        rl.ForceField.MixingRule.LORENTZ_BERTHELOT,
+        job["cutoff"], job["cutoff"], job["cutoff"], False, False, job["charges"],
+    )  # fmt: skip
+    framework = rl.Framework(
+        force_field,
+        "framework",
+        rl.SimulationBox(*job["lengths"], *np.radians(job["angles"]).tolist()),
+        1,
+        [
+            rl.Atom(position=p, charge=q, type=t)
+            for p, q, t in zip(job["positions"], job["atom_charges"], job["atom_types"])
+        ],
+        [1, 1, 1],
+    )
+    eos = rl.EquationOfState
+    critical = job["critical"]
+    fluid = eos.compute_fluid_properties(
+        job["temperature"],
+        job["pressure"],
+        [eos.FluidInput(*critical, 1.0, True)],
+        eos.EquationOfStateType.PENG_ROBINSON,
+        eos.MixingRules.VAN_DER_WAALS,
+    )
+    fugacity_coefficient = float(fluid[0].fugacity_coefficient)
+    component = rl.Component(
+        force_field,
+        "guest",
+        *critical,
+        [
+            rl.Atom(position=(0.0, 0.0, s["z"]), charge=s["charge"], type=s["type"])
+            for s in job["sites"]
+        ],
+        particle_probabilities=rl.MCMoveProbabilities(**job["moves"]),
+        fugacity_coefficient=fugacity_coefficient,
+        blocking_pockets=[tuple(p) for p in job["blocking_pockets"]],
+    )
+    system = rl.System(
+        force_field,
+        external_temperature=job["temperature"],
+        external_pressure=job["pressure"],
+        framework_components=framework,
+        components=[component],
+        initial_number_of_molecules=[0],
+    )
+    return system, fugacity_coefficient
+
+
+def run(job: dict) -> dict[str, np.ndarray]:
+    """Run the job: molecule counts per cycle, centres of mass (Å), cycles, seconds."""
+    import raspalib as rl
+
+    start = time.perf_counter()
+    system, fugacity_coefficient = build_system(job)
+    simulation = rl.MonteCarlo(
+        number_of_cycles=job["max_cycles"],
+        number_of_initialization_cycles=job["init_cycles"],
+        systems=[system],
+        random_seed=job["seed"],
+        output_to_files=False,
+    )
+    sites = len(job["sites"])
+    n_framework = len(job["positions"])
+    counts: list[int] = []
+    centres: list[tuple[float, float, float]] = []
+
+    def sample() -> None:
+        current = simulation.systems[0]
+        guests = current.atom_data[n_framework:]
+        counts.append(len(guests) // sites)
+        centres.extend(atom.position for atom in guests[job["centre"] :: sites])
+        if len(counts) % job["check_every"] or len(counts) < job["min_cycles"]:
+            return
+        mean, error = float(np.mean(counts)), standard_error(np.array(counts))
+        target = max(job["target_relative"] * mean, job["target_absolute"])
+        if error <= target or time.perf_counter() - start > job["max_seconds"]:
+            raise _Stop
+
+    simulation.setup()
+    simulation.initialize()
+    simulation.equilibrate()
+    try:
+        simulation.production(sample, 1)
+    except _Stop:
+        pass
+    return {
+        "counts": np.array(counts, dtype=np.int32),
+        "centres": np.array(centres, dtype=np.float64).reshape(-1, 3),
+        "fugacity_coefficient": np.array(fugacity_coefficient),
+        "seconds": np.array(time.perf_counter() - start),
+    }
+
+
+def main(job_path: str, out_path: str) -> None:
+    """Read the job, run it, write the arrays."""
+    os.environ.setdefault("RASPALIB_QUIET", "1")
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    np.savez(out_path, **run(job))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
