@@ -1,0 +1,94 @@
+"""Applications: a property, the crystals and labels that teach it, and how they are split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from x3mat import databases, paths
+from x3mat.crystal import Crystal
+from x3mat.errors import DataError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split: four fifths for training; the rest in two halves.
+
+    Each half is the test set of a model whose choices were made on the other half.
+    """
+
+    train: tuple[str, ...]
+    halves: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def rest(self) -> tuple[str, ...]:
+        return self.halves[0] + self.halves[1]
+
+
+@dataclass(frozen=True)
+class Application:
+    """A property to be learned.
+
+    Attributes
+    ----------
+    name, property, unit, conditions : str
+        As printed; ``name`` is also the folder of its data, results and models.
+    columns : tuple of str
+        Columns of ``data/<name>/labels.csv`` with the targets, one for each output.
+    crystal : callable
+        The crystal of a name in the table's first column.
+    """
+
+    name: str
+    property: str
+    unit: str
+    conditions: str
+    columns: tuple[str, ...]
+    crystal: Callable[[str], Crystal]
+
+    @property
+    def folder(self) -> Path:
+        return paths.data() / self.name
+
+    def labels(self) -> pd.DataFrame:
+        """The table of labels, one row per crystal, indexed by name."""
+        return _table(self.folder / "labels.csv")
+
+    def folds(self) -> list[Fold]:
+        """The splits of ``data/<name>/folds.json``."""
+        text = (self.folder / "folds.json").read_text()
+        return [Fold(tuple(f["train"]), tuple(map(tuple, f["halves"])))
+                for f in json.loads(text)["folds"]]
+
+
+ZEOLITE_N2 = Application(
+    name="zeolite-n2",
+    property="N2 uptake",
+    unit="g/L",
+    conditions="298 K, 1 bar, pure silica",
+    columns=("n2_g_L",),
+    crystal=databases.iza,
+)
+
+APPLICATIONS = {a.name: a for a in (ZEOLITE_N2,)}
+
+
+def application(name: str) -> Application:
+    """The application called ``name``.
+
+    >>> application("zeolite-n2").unit
+    'g/L'
+    """
+    if name not in APPLICATIONS:
+        raise DataError(name, "there is no such application", f"choose from {list(APPLICATIONS)}")
+    return APPLICATIONS[name]
+
+
+def _table(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise DataError(str(path), "the table of labels is missing", "restore it or simulate it")
+    return pd.read_csv(path, index_col=0)

@@ -1,0 +1,596 @@
+"""X(3)mat: an equivariant graph transformer that gives each window a scalar contribution.
+
+Conventions
+-----------
+Features have the shape ``(nodes, (l_max + 1)², channels)``: degree l has 2l + 1 rows in e3nn's
+order (m = −l..l, polar axis y) and natural parity (−1)^l, so that they transform under a rotation
+or reflection Q as x → D(Q) x with D(−1) = (−1)^l. Letters in shapes: W windows, A atoms,
+N = W + A nodes, E edges, L = l_max, M = m_max, C channels, H heads, S = (L + 1)² rows,
+T = rows with \\|m\\| ≤ M.
+
+The first W nodes are *probes*, one at the centre of each window; they hear every atom of the
+window and nothing hears them. The contribution is read from the probe, so that an empty window
+has one too. The other nodes are the atoms. All weights of edges vanish smoothly at the cutoff and
+at the surface of the window: the contribution is a smooth function of the window's centre.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from x3mat.errors import ModelError
+
+MAX_SPECIES = 100
+UNDIRECTED = 0.5  # Å; below this distance edges lose their direction
+
+
+@dataclass(frozen=True)
+class X3MatConfig:
+    """Hyper-parameters of :class:`X3Mat` and of the windows that it reads.
+
+    Attributes
+    ----------
+    l_max, m_max : int
+        Largest degree of the features, and largest order kept in the edge frame (m_max ≤ l_max).
+    channels, heads : int
+        Channels of each degree; attention heads (heads divides channels).
+    layers : int
+        Transformer blocks.
+    cutoff : float
+        Atoms closer than this are joined by an edge, Å.
+    radius, step : float
+        Window radius and largest grid spacing, Å.
+    radial_functions, radial_hidden : int
+        Gaussians in the radial basis; width of the radial network.
+    feed_forward : int
+        Channels inside the feed-forward layers.
+    outputs : int
+        Properties predicted together.
+    """
+
+    l_max: int = 2
+    m_max: int = 2
+    channels: int = 32
+    heads: int = 4
+    layers: int = 2
+    cutoff: float = 4.0
+    radius: float = 6.0
+    step: float = 2.0
+    radial_functions: int = 32
+    radial_hidden: int = 32
+    feed_forward: int = 64
+    outputs: int = 1
+
+    def __post_init__(self):
+        problems = [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)
+                    if f.name not in ("l_max", "m_max") and not getattr(self, f.name) > 0]
+        if not 0 <= self.m_max <= self.l_max:
+            problems.append(f"m_max = {self.m_max} is not between 0 and l_max = {self.l_max}")
+        if not problems and self.channels % self.heads:
+            problems.append(f"{self.heads} heads do not divide {self.channels} channels")
+        if problems:
+            raise ModelError("X3MatConfig", "; ".join(problems), "give usable hyper-parameters")
+
+
+# ------------------------------------------------------------------------------- geometry
+
+
+def edge_frames(vectors: Tensor) -> Tensor:
+    """Rotations R, (E, 3, 3), that turn each vector, (E, 3), onto +y: R r = \\|r\\| e_y.
+
+    The roll about r is fixed by the Cartesian axis least aligned with r. Any roll serves, since
+    the layers in the edge frame are equivariant under rotation about y and reflection.
+
+    >>> R = edge_frames(torch.tensor([[0.0, 0.0, 2.0]]))
+    >>> (R @ torch.tensor([0.0, 0.0, 2.0])).tolist()
+    [[0.0, 2.0, 0.0]]
+    """
+    y = nn.functional.normalize(vectors, dim=-1)
+    helper = nn.functional.one_hot(y.abs().argmin(dim=-1), 3).to(y)
+    x = nn.functional.normalize(torch.linalg.cross(helper, y), dim=-1)
+    return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-2)
+
+
+class WignerMatrices(nn.Module):
+    """Wigner matrices of rotations, from e3nn's spherical harmonics.
+
+    Y_l(R x) = D_l(R) Y_l(x) holds for every x, so D_l(R)ᵀ = Y_l(X)⁺ Y_l(X Rᵀ) for any set X of
+    well-spread points; ⁺ is the pseudo-inverse, computed once in float64. Rows with \\|m\\| > M are
+    dropped, the others are sorted by \\|m\\| (m = 0, then +1, −1, +2, −2, ...; within each by l).
+
+    Output: (E, T, S) for rotations (E, 3, 3).
+    """
+
+    def __init__(self, l_max: int, m_max: int):
+        super().__init__()
+        self.l_max = l_max
+        i = torch.arange(4 * l_max + 2, dtype=torch.float64) + 0.5  # Fibonacci sphere
+        z, phi = 1 - 2 * i / len(i), math.pi * (1 + math.sqrt(5)) * i
+        s = torch.sqrt(1 - z**2)
+        points = torch.stack([s * torch.cos(phi), z, s * torch.sin(phi)], dim=-1)
+        self.register_buffer("points", points, persistent=False)
+        rows = m_major_rows(l_max, m_max)
+        inverse = torch.zeros(rows.numel(), len(i), dtype=torch.float64)
+        degree = torch.tensor([math.isqrt(k) for k in range((l_max + 1) ** 2)])
+        for l_ in range(l_max + 1):
+            block = torch.linalg.pinv(_harmonics(points, l_max)[:, degree == l_])  # (2l+1, P)
+            keep = degree[rows] == l_
+            inverse[keep] = block[rows[keep] - l_ * l_]
+        self.register_buffer("inverse", inverse, persistent=False)
+        self.register_buffer("same_l", degree[rows][:, None] == degree[None, :], persistent=False)
+
+    def forward(self, rotations: Tensor) -> Tensor:
+        # D(R) = D(Rᵀ)ᵀ: the points are turned back, so that the pseudo-inverse gives rows of D.
+        turned = self.points.to(rotations) @ rotations  # (E, P, 3) = X Rᵀ for R → Rᵀ
+        harmonics = _harmonics(turned, self.l_max)  # (E, P, S)
+        return (self.inverse.to(rotations) @ harmonics) * self.same_l
+
+
+def m_major_rows(l_max: int, m_max: int) -> Tensor:
+    """Rows of the l-major layout, (T,), sorted as the SO(2) layers read them.
+
+    >>> m_major_rows(2, 1).tolist()  # m = 0 of l = 0, 1, 2; m = +1 of l = 1, 2; m = −1
+    [0, 2, 6, 3, 7, 1, 5]
+    """
+    order = [0] + [m for k in range(1, m_max + 1) for m in (k, -k)]
+    return torch.tensor([l_ * (l_ + 1) + m for m in order for l_ in range(abs(m), l_max + 1)])
+
+
+def _harmonics(vectors: Tensor, l_max: int) -> Tensor:
+    return o3.spherical_harmonics(
+        list(range(l_max + 1)), vectors, normalize=False, normalization="component"
+    )
+
+
+def envelope(x: Tensor) -> Tensor:
+    """Smooth cutoff u(x) = 1 − 21 x⁵ + 35 x⁶ − 15 x⁷ for x < 1, else 0; u, u', u'' vanish at 1.
+
+    Source: DimeNet (Gasteiger et al. 2020), Eq. 8 with p = 5.
+    """
+    return torch.where(x < 1, 1 + x**5 * (-21 + x * (35 - 15 * x)), torch.zeros_like(x))
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Directed edges src → dst of a batch of windows."""
+
+    src: Tensor  # (E,) sending node
+    dst: Tensor  # (E,) receiving node
+    vector: Tensor  # (E, 3) from src to dst, Å
+    weight: Tensor  # (E,) smooth, in [0, 1]
+
+
+def window_edges(
+    positions: Tensor, ptr: Tensor, cutoff: float, radius: float
+) -> tuple[Edges, Edges]:
+    """Edges of a batch of windows: all pairs of atoms within ``cutoff``, and atom → probe.
+
+    Parameters
+    ----------
+    positions : (A, 3)
+        Relative to the window's centre, Å.
+    ptr : (W + 1,) int64
+        Offsets of the windows.
+    cutoff, radius : float
+        Å.
+
+    Returns
+    -------
+    pairs : Edges
+        Weight u(r_ij / cutoff) w_i, where w_i = u(\\|r_i\\| / radius) belongs to the sender i: an
+        atom fades out of the graph before it leaves the window. Node a is atom a.
+    probes : Edges
+        Weight w_i; ``dst`` is the index of the window.
+    """
+    counts = ptr.diff()
+    window = torch.repeat_interleave(torch.arange(len(counts), device=ptr.device), counts)
+    inside = envelope(positions.norm(dim=-1) / radius)
+    partners = counts[window]  # candidates of each atom: all atoms of its window
+    src = torch.repeat_interleave(torch.arange(len(window), device=ptr.device), partners)
+    first = partners.cumsum(0) - partners
+    dst = torch.arange(len(src), device=ptr.device) + (ptr[window] - first)[src]
+    vector = positions[dst] - positions[src]
+    near = (src != dst) & (vector.square().sum(-1) < cutoff**2) & (inside[src] > 0)
+    src, dst, vector = src[near], dst[near], vector[near]
+    pairs = Edges(src, dst, vector, envelope(vector.norm(dim=-1) / cutoff) * inside[src])
+    atom = torch.nonzero(inside > 0).squeeze(-1)
+    offset = -positions[atom]
+    return pairs, Edges(atom, window[atom], offset, inside[atom])
+
+
+# --------------------------------------------------------------------------------- layers
+
+
+class SphericalLinear(nn.Module):
+    """y_lm = W_l x_lm (+ b for l = 0), one matrix W_l per degree: (N, S, in) → (N, S, out).
+
+    The only linear maps of the channels that commute with rotations (Schur's lemma).
+    """
+
+    def __init__(self, l_max: int, inputs: int, outputs: int):
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(l_max + 1, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x[:, l_ * l_ : (l_ + 1) ** 2] @ w for l_, w in enumerate(self.weight)]
+        return torch.cat([parts[0] + self.bias, *parts[1:]], dim=1)
+
+
+class SphericalLayerNorm(nn.Module):
+    """Equivariant layer norm: LayerNorm for l = 0, one common r.m.s. for all l > 0.
+
+    x_lm ← γ_l x_lm / √(mean over l > 0 of mean over m, c of x² + ε). Source: EquiformerV2
+    (``layer_norm_sh``): each degree has the same weight in the mean.
+    """
+
+    def __init__(self, l_max: int, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.l_max, self.eps = l_max, eps
+        self.scalars = nn.LayerNorm(channels, eps=eps)
+        self.gamma = nn.Parameter(torch.ones(l_max, channels))
+        degree = torch.tensor([math.isqrt(k) for k in range(1, (l_max + 1) ** 2)], dtype=torch.long)
+        self.register_buffer("degree", degree - 1, persistent=False)
+        self.register_buffer("share", 1.0 / ((2 * degree + 1) * max(l_max, 1)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scalars = self.scalars(x[:, :1])
+        if self.l_max == 0:
+            return scalars
+        rest = x[:, 1:]
+        mean = (rest.square().mean(dim=-1) * self.share.to(x)).sum(dim=-1)
+        rest = rest * (mean + self.eps).rsqrt()[:, None, None] * self.gamma[self.degree]
+        return torch.cat([scalars, rest], dim=1)
+
+
+class SO2Convolution(nn.Module):
+    """Linear map of features in the edge frame that commutes with O(2) about the edge.
+
+    For m = 0: y_0 = W_0 x_0 + b. For m > 0: y_±m = W_m x_±m, the cosine half W1 of eSCN's
+    SO(2) convolution; its sine half W2 (y_m = −W2 x_−m, y_−m = W2 x_m) couples features of opposite
+    parity and would break inversion symmetry. W mixes degrees and channels. Source: eSCN
+    (Passaro & Zitnick 2023), Eq. 8, restricted to O(3).
+
+    Input (E, T, in) with rows sorted by m, output (E, T, out) and ``extra`` scalars (E, extra).
+    """
+
+    def __init__(self, l_max: int, m_max: int, inputs: int, outputs: int, extra: int = 0):
+        super().__init__()
+        self.sizes = [l_max + 1 - m for m in range(m_max + 1)]
+        self.outputs, self.extra = outputs, extra
+        self.linear = nn.ModuleList(
+            nn.Linear(n * inputs, n * outputs + (extra if m == 0 else 0), bias=m == 0)
+            for m, n in enumerate(self.sizes)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        edges = x.shape[0]
+        blocks = x.split([self.sizes[0]] + [2 * n for n in self.sizes[1:]], dim=1)
+        zero = self.linear[0](blocks[0].reshape(edges, -1))
+        zero, extra = zero.split([self.sizes[0] * self.outputs, self.extra], dim=-1)
+        parts = [zero.reshape(edges, -1, self.outputs)]
+        for n, linear, block in zip(self.sizes[1:], self.linear[1:], blocks[1:], strict=True):
+            y = linear(block.reshape(edges, 2, -1))  # +m and −m share the weights
+            parts.append(y.reshape(edges, 2 * n, self.outputs))
+        return torch.cat(parts, dim=1), extra
+
+
+class RadialNetwork(nn.Module):
+    """Two-layer network of the distance and of the elements at both ends: edges → (E, outputs)."""
+
+    def __init__(self, config: X3MatConfig, outputs: int):
+        super().__init__()
+        hidden = config.radial_hidden
+        self.distance = nn.Linear(config.radial_functions, hidden)
+        self.sender = nn.Embedding(MAX_SPECIES + 1, hidden)
+        self.receiver = nn.Embedding(MAX_SPECIES + 1, hidden)
+        nn.init.uniform_(self.sender.weight, -1e-3, 1e-3)
+        nn.init.uniform_(self.receiver.weight, -1e-3, 1e-3)
+        self.rest = nn.Sequential(
+            nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden),
+            nn.SiLU(), nn.Linear(hidden, outputs),
+        )
+
+    def forward(self, basis: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
+        return self.rest(self.distance(basis) + self.sender(sender) + self.receiver(receiver))
+
+
+class Attention(nn.Module):
+    """Equivariant graph attention with eSCN messages (EquiformerV2, Sec. 4 and Fig. 1b).
+
+    The message from j to i is computed in the frame of the edge, where +y points along it:
+
+        m_ij = D_ij (A x_j + B x_i) ⊙ radial(r_ij, Z_j, Z_i)
+        h_ij, z_ij = SO2(m_ij);   v_ij = SO2(gate(h_ij))
+        α_ij = u_ij e^{z_ij} / (1 + Σ_k u_ik e^{z_ik})
+        out_i = P Σ_j α_ij D_ijᵀ v_ij
+
+    z is a normalised (LayerNorm) and therefore bounded logit; u is the smooth weight of the edge.
+    The 1 in the denominator makes a lone neighbour fade out smoothly, too.
+    """
+
+    LOGIT_CHANNELS = 16
+
+    def __init__(self, config: X3MatConfig):
+        super().__init__()
+        l_max, m_max, c, heads = config.l_max, config.m_max, config.channels, config.heads
+        self.l_max, self.heads = l_max, heads
+        self.of_sender = SphericalLinear(l_max, c, c)
+        self.of_receiver = SphericalLinear(l_max, c, c)
+        sizes = [l_max + 1 - m for m in range(m_max + 1)]
+        self.radial = RadialNetwork(config, sum(sizes) * c)
+        first = [sum(sizes[:m]) for m in range(m_max + 1)]
+        row = [first[m] + k % sizes[m] for m in range(m_max + 1)
+               for k in range(sizes[m] * (2 if m else 1))]  # +m and −m share radial weights
+        self.register_buffer("radial_row", torch.tensor(row), persistent=False)
+        degrees = torch.tensor([math.isqrt(int(r)) for r in m_major_rows(l_max, m_max)])
+        self.register_buffer("gate_index", (degrees - 1).clamp(min=0), persistent=False)
+        lost = [math.sqrt(max(1.0, (2 * int(l_) + 1) / (2 * m_max + 1))) for l_ in degrees]
+        self.register_buffer("restore", torch.tensor(lost)[:, None], persistent=False)
+        self.n_logits = heads * self.LOGIT_CHANNELS
+        self.first = SO2Convolution(l_max, m_max, c, c, extra=(1 + l_max) * c + self.n_logits)
+        self.second = SO2Convolution(l_max, m_max, c, c)
+        self.logit_norm = nn.LayerNorm(self.LOGIT_CHANNELS)
+        self.logit = nn.Parameter(
+            torch.empty(heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25)
+        )
+        self.project = SphericalLinear(l_max, c, c)
+
+    def forward(
+        self, sender: Tensor, receiver: Tensor, edges: EdgeFeatures, wigner: Tensor
+    ) -> Tensor:
+        n_edges, channels = wigner.shape[0], sender.shape[-1]
+        x = self.of_sender(sender)[edges.src] + self.of_receiver(receiver)[edges.dst]
+        radial = self.radial(edges.basis, edges.sender, edges.receiver)
+        x = (wigner @ x) * radial.reshape(n_edges, -1, channels)[:, self.radial_row]
+        x, extra = self.first(x)
+        scalars, gates, logits = extra.split(
+            [channels, self.l_max * channels, self.n_logits], dim=-1
+        )
+        x = gate(x, scalars, gates.reshape(n_edges, self.l_max, channels), self.gate_index)
+        value, _ = self.second(x)
+        z = nn.functional.leaky_relu(self.logit_norm(logits.reshape(n_edges, self.heads, -1)), 0.2)
+        weight = torch.exp((z * self.logit).sum(-1)) * edges.weight[:, None]  # (E, H)
+        total = weight.new_ones(len(receiver), self.heads).index_add(0, edges.dst, weight)
+        alpha = (weight / total[edges.dst]).repeat_interleave(channels // self.heads, dim=1)
+        message = wigner.transpose(1, 2) @ (value * self.restore.to(value) * alpha[:, None, :])
+        return self.project(torch.zeros_like(receiver).index_add(0, edges.dst, message))
+
+
+def gate(x: Tensor, scalars: Tensor, gates: Tensor, gate_index: Tensor) -> Tensor:
+    """Gate activation: row 0 (l = 0) ← SiLU(scalars), rows of degree l > 0 ⊙ sigmoid(gates_l).
+
+    Exactly equivariant, since each degree is multiplied by an invariant number.
+    """
+    rest = x[:, 1:]
+    if gates.shape[1]:
+        rest = rest * torch.sigmoid(gates)[:, gate_index[1:]]
+    return torch.cat([nn.functional.silu(scalars)[:, None], rest], dim=1)
+
+
+class FeedForward(nn.Module):
+    """SphericalLinear → gate → SphericalLinear, node by node: (N, S, C) → (N, S, C)."""
+
+    def __init__(self, config: X3MatConfig):
+        super().__init__()
+        l_max, c, inner = config.l_max, config.channels, config.feed_forward
+        self.l_max = l_max
+        self.expand = SphericalLinear(l_max, c, inner)
+        self.gates = nn.Linear(c, (1 + l_max) * inner)
+        self.contract = SphericalLinear(l_max, inner, c)
+        degrees = torch.tensor([math.isqrt(k) for k in range((l_max + 1) ** 2)])
+        self.register_buffer("gate_index", (degrees - 1).clamp(min=0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.expand(x)
+        scalars, gates = self.gates(x[:, 0]).tensor_split([inner.shape[-1]], dim=-1)
+        gates = gates.reshape(len(x), self.l_max, -1)
+        return self.contract(gate(inner, scalars, gates, self.gate_index))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x ← x + attention(norm x); x ← x + feed_forward(norm x)."""
+
+    def __init__(self, config: X3MatConfig):
+        super().__init__()
+        self.norm_attention = SphericalLayerNorm(config.l_max, config.channels)
+        self.attention = Attention(config)
+        self.norm_feed_forward = SphericalLayerNorm(config.l_max, config.channels)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, receivers: slice, edges: EdgeFeatures, wigner: Tensor
+    ) -> Tensor:
+        """New features of the nodes ``receivers``, to which ``edges.dst`` counts."""
+        h = self.norm_attention(x)
+        x = x[receivers] + self.attention(h, h[receivers], edges, wigner)
+        return x + self.feed_forward(self.norm_feed_forward(x))
+
+
+@dataclass(frozen=True)
+class EdgeFeatures:
+    """Edges with what the layers read of them."""
+
+    src: Tensor  # (E,)
+    dst: Tensor  # (E,)
+    weight: Tensor  # (E,)
+    basis: Tensor  # (E, radial functions)
+    sender: Tensor  # (E,) species of src
+    receiver: Tensor  # (E,) species of dst
+
+    def select(self, index: Tensor | slice) -> EdgeFeatures:
+        return EdgeFeatures(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+class X3Mat(nn.Module):
+    """Contribution y of each window to the property; a crystal's property is their mean.
+
+    Parameters
+    ----------
+    config : X3MatConfig
+
+    Attributes
+    ----------
+    degree : (2,) buffer
+        Mean sum of edge weights at a probe and at an atom of the training set.
+    shift, scale : (outputs,) buffers
+        Mean and standard deviation of the training targets; y = shift + scale · network.
+
+    Examples
+    --------
+    >>> from x3mat import databases, sample_windows
+    >>> model = X3Mat(X3MatConfig(channels=8, heads=2))
+    >>> windows = sample_windows(databases.iza("SOD"))
+    >>> model.contributions(windows).shape == (windows.n_orbits, 1)
+    True
+    """
+
+    def __init__(self, config: X3MatConfig):
+        super().__init__()
+        self.config = config
+        l_max, c = config.l_max, config.channels
+        self.embedding = nn.Embedding(MAX_SPECIES + 1, c)  # 0 is the probe
+        self.degree_embedding = RadialNetwork(config, (l_max + 1) * c)
+        self.wigner = WignerMatrices(l_max, config.m_max)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = SphericalLayerNorm(l_max, c)
+        self.head = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, config.outputs))
+        centers = torch.linspace(0, max(config.cutoff, config.radius), config.radial_functions)
+        self.register_buffer("centers", centers, persistent=False)
+        degrees = torch.tensor([math.isqrt(k) for k in range((l_max + 1) ** 2)])
+        self.register_buffer("degree_of_row", degrees, persistent=False)
+        self.register_buffer("degree", torch.ones(2))
+        self.register_buffer("shift", torch.zeros(config.outputs))
+        self.register_buffer("scale", torch.ones(config.outputs))
+
+    def forward(self, positions: Tensor, species: Tensor, ptr: Tensor) -> Tensor:
+        """Contributions, (W, outputs), of windows in the layout of :class:`x3mat.Windows`.
+
+        Parameters
+        ----------
+        positions : (A, 3)
+            Relative to the window's centre, Å.
+        species : (A,) int64
+            Atomic numbers.
+        ptr : (W + 1,) int64
+            Offsets of the windows.
+        """
+        n_windows = len(ptr) - 1
+        edges, vectors = self._edges(positions, species, ptr)
+        wigner = self.wigner(edge_frames(vectors)) * self._directed(vectors)[:, None, :]
+        node_species = torch.cat([species.new_zeros(n_windows), species])
+        x = self._embed(node_species, edges, vectors, n_windows)
+        for block in self.blocks[:-1]:
+            x = block(x, slice(None), edges, wigner)
+        # Only the probes are read out: the last block needs no other edges.
+        to_probe = edges.dst < n_windows
+        x = self.blocks[-1](x, slice(n_windows), edges.select(to_probe), wigner[to_probe])
+        return self.shift + self.scale * self.head(self.norm(x)[:, 0])
+
+    def _edges(
+        self, positions: Tensor, species: Tensor, ptr: Tensor
+    ) -> tuple[EdgeFeatures, Tensor]:
+        pairs, probes = window_edges(positions, ptr, self.config.cutoff, self.config.radius)
+        n_windows = len(ptr) - 1
+        vectors = torch.cat([probes.vector, pairs.vector])
+        distance = vectors.norm(dim=-1)
+        spacing = self.centers[1] - self.centers[0] if len(self.centers) > 1 else self.centers[0]
+        basis = torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2)
+        src = torch.cat([probes.src, pairs.src])
+        return EdgeFeatures(
+            src=src + n_windows,
+            dst=torch.cat([probes.dst, pairs.dst + n_windows]),
+            weight=torch.cat([probes.weight, pairs.weight]),
+            basis=basis,
+            sender=species[src],
+            receiver=torch.cat([torch.zeros_like(probes.dst), species[pairs.dst]]),
+        ), vectors
+
+    def _embed(
+        self, species: Tensor, edges: EdgeFeatures, vectors: Tensor, n_windows: int
+    ) -> Tensor:
+        """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
+        c = self.config.channels
+        radial = self.degree_embedding(edges.basis, edges.sender, edges.receiver)
+        radial = radial.reshape(-1, self.config.l_max + 1, c)[:, self.degree_of_row]
+        direction = nn.functional.normalize(vectors, dim=-1)
+        to_probe = edges.dst < n_windows
+        share = edges.weight / torch.where(to_probe, self.degree[0], self.degree[1])
+        harmonics = _harmonics(direction, self.config.l_max) * share[:, None]
+        harmonics = harmonics * self._directed(vectors)
+        scalars = self.embedding(species)[:, None]
+        x = torch.cat([scalars, scalars.new_zeros(len(species), len(self.degree_of_row) - 1, c)], 1)
+        return x.index_add(0, edges.dst, radial * harmonics[:, :, None])
+
+    def _directed(self, vectors: Tensor) -> Tensor:
+        """Factor of each row, (E, S): 1 for l = 0, else 1 − u(r / 0.5 Å).
+
+        An atom that passes through the probe has no direction there; so that the contribution
+        stays continuous, its message is a scalar at r = 0.
+        """
+        directed = 1 - envelope(vectors.norm(dim=-1, keepdim=True) / UNDIRECTED)
+        return torch.where(self.degree_of_row > 0, directed, torch.ones_like(directed))
+
+    @torch.no_grad()
+    def mean_degree(self, positions: Tensor, ptr: Tensor) -> Tensor:
+        """Mean sum of edge weights at a probe and at an atom, (2,); see :attr:`degree`."""
+        pairs, probes = window_edges(positions, ptr, self.config.cutoff, self.config.radius)
+        return torch.stack([probes.weight.sum() / max(len(ptr) - 1, 1),
+                            pairs.weight.sum() / max(len(positions), 1)])
+
+    @torch.no_grad()
+    def contributions(self, windows, max_atoms: int = 20_000) -> Tensor:
+        """Contributions, (W, outputs), of all windows of a crystal, in chunks of bounded memory."""
+        like = self.shift
+        positions = torch.as_tensor(windows.positions).to(like)
+        species = torch.as_tensor(windows.species).to(like.device)
+        ptr = torch.as_tensor(windows.ptr).to(like.device)
+        parts = [self(positions[ptr[a] : ptr[b]], species[ptr[a] : ptr[b]], ptr[a : b + 1] - ptr[a])
+                 for a, b in chunks(windows.ptr, max_atoms)]
+        return torch.cat(parts)
+
+
+def chunks(ptr, max_atoms: int) -> list[tuple[int, int]]:
+    """Split windows into runs [a, b) of at most ``max_atoms`` atoms (at least one window each).
+
+    >>> chunks([0, 3, 6, 9], max_atoms=6)
+    [(0, 2), (2, 3)]
+    """
+    out, start = [], 0
+    for w in range(1, len(ptr)):
+        if w - start > 1 and ptr[w] - ptr[start] > max_atoms:
+            out.append((start, w - 1))
+            start = w - 1
+    return [*out, (start, len(ptr) - 1)]
+
+
+def save_checkpoint(path, model: X3Mat, about: dict) -> None:
+    """Write config, constants, weights and a description; loads with ``weights_only=True``."""
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    torch.save({"config": asdict(model.config), "state": state, "about": about}, path)
+
+
+def load_checkpoint(path) -> tuple[X3Mat, dict]:
+    """Read what :func:`save_checkpoint` wrote.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or of another format.
+    """
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+        model = X3Mat(X3MatConfig(**data["config"]))
+        model.load_state_dict(data["state"])
+        return model.eval(), data["about"]
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(str(path), f"not a readable checkpoint ({error})",
+                         "give a file written by x3mat train, or a model's name") from error

@@ -1,0 +1,264 @@
+"""Detection windows: spheres of atoms on a uniform grid over the unit cell (paper, Fig. 1a-d).
+
+A property Y of a crystal is read as the mean of site contributions y over a grid of P points,
+
+    Y = (1/P) Σ_p y(window around grid point p),
+
+and since y is invariant under rotation and reflection, points that a space-group operation maps
+onto each other have equal contributions. One window per orbit, weighted by the orbit's size,
+gives the same mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, product
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from x3mat.crystal import Crystal
+from x3mat.errors import DataError
+
+EDGE = 1e-6  # Å; an atom this far outside the sphere still belongs to it
+MAX_DENOMINATOR = 48  # of the translations of space-group operations, supercells included
+MAX_GROWTH = 2.0  # an aligned grid may have this many times the points of the plain one
+MAX_POINTS = 2_000_000
+
+GridKind = Literal["auto", "aligned", "plain"]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows of one crystal in one compact ragged (CSR) layout.
+
+    Window w holds the atoms ``ptr[w]:ptr[w + 1]`` of ``positions`` and ``species``.
+
+    Attributes
+    ----------
+    centers : (W, 3) float64
+        Fractional coordinates of the window centres.
+    weights : (W,) int64
+        Multiplicities: how many grid points each window stands for; they sum to ``n_windows``.
+    ptr : (W + 1,) int64
+        Offsets of the windows in the two arrays of atoms.
+    positions : (A, 3) float64
+        Atom positions relative to the window's centre, Å.
+    species : (A,) int64
+        Atomic numbers.
+    grid : tuple of three int
+        Grid points along a, b and c.
+    orbit : (n1 * n2 * n3,) int64
+        For each grid point (C order) the window that stands for it.
+    origin : (3,) float64
+        Fractional coordinates of grid point (0, 0, 0).
+    radius, step : float
+        Radius of the sphere and largest allowed grid spacing, Å.
+    """
+
+    centers: np.ndarray
+    weights: np.ndarray
+    ptr: np.ndarray
+    positions: np.ndarray
+    species: np.ndarray
+    grid: tuple[int, int, int]
+    orbit: np.ndarray
+    origin: np.ndarray
+    radius: float
+    step: float
+
+    @property
+    def n_windows(self) -> int:
+        """Number of grid points."""
+        return math.prod(self.grid)
+
+    @property
+    def n_orbits(self) -> int:
+        """Number of windows kept, one for each orbit of grid points."""
+        return len(self.centers)
+
+    @property
+    def atoms_per_window(self) -> np.ndarray:
+        """Number of atoms in each window, (W,)."""
+        return np.diff(self.ptr)
+
+    def expand(self, values: np.ndarray) -> np.ndarray:
+        """Values of the windows, (W, ...), on the whole grid, (n1, n2, n3, ...)."""
+        return values[self.orbit].reshape(*self.grid, *values.shape[1:])
+
+
+def sample_windows(
+    crystal: Crystal,
+    radius: float = 6.0,
+    step: float = 2.0,
+    symmetry: bool = True,
+    grid: GridKind = "auto",
+) -> Windows:
+    """Cut a crystal into windows (paper, Fig. 1a-d and section "Equivariant graph ...").
+
+    Parameters
+    ----------
+    crystal : Crystal
+    radius : float
+        Radius of the sphere, Å (paper: 6 Å for adsorption, 8 Å for band gaps). Periodic images
+        are included, also where the sphere is larger than the cell.
+    step : float
+        Largest grid spacing along each cell axis, Å (paper: 2 Å).
+    symmetry : bool
+        Keep one window per orbit of grid points, with its multiplicity as weight. Only operations
+        that map the grid onto itself count, so the result is exact for any O(3)-invariant model.
+    grid : {"auto", "aligned", "plain"}
+        "plain" has ⌈length / step⌉ points along each axis. "aligned" raises these numbers until
+        every operation of the space group maps the grid onto itself. "auto" is the aligned grid
+        unless that has more than twice the points of the plain one.
+
+    Returns
+    -------
+    Windows
+
+    Raises
+    ------
+    DataError
+        If radius or step is not positive, or the grid would exceed two million points.
+
+    Examples
+    --------
+    >>> from x3mat import databases
+    >>> windows = sample_windows(databases.iza("LTA"))
+    >>> windows.grid, windows.n_windows, windows.n_orbits
+    ((12, 12, 12), 1728, 56)
+    """
+    if not (0 < radius < 100 and step > 0):
+        raise DataError(
+            crystal.name, f"radius {radius} and step {step} are not usable",
+            "give a radius between 0 and 100 Å and a positive step",
+        )
+    points = choose_grid(crystal, step, grid)
+    if math.prod(points) > MAX_POINTS:
+        raise DataError(
+            crystal.name, f"a step of {step} Å makes {math.prod(points):,} grid points",
+            f"take a larger step (at most {MAX_POINTS:,} points are allowed)",
+        )
+    n = np.array(points)
+    orbit = grid_orbits(crystal, points) if symmetry else np.arange(math.prod(points))
+    kept, weights = np.unique(orbit, return_counts=True)
+    fractional = np.stack(np.unravel_index(kept, points), axis=1) / n + crystal.origin
+    ptr, positions, species = cut_spheres(crystal, fractional, radius)
+    return Windows(
+        centers=fractional % 1.0,
+        weights=weights.astype(np.int64),
+        ptr=ptr,
+        positions=positions,
+        species=species,
+        grid=points,
+        orbit=np.searchsorted(kept, orbit),
+        origin=crystal.origin,
+        radius=float(radius),
+        step=float(step),
+    )
+
+
+def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple[int, int, int]:
+    """Numbers of grid points along a, b, c with spacing ≤ step (see :func:`sample_windows`).
+
+    On a grid x_i = k_i / n_i, the operation x' = R x + t maps points onto points if n_i t_i and
+    R_ij n_i / n_j are integers. So n_i is a multiple of the denominators of t_i, and axes that an
+    operation mixes (R_ij ≠ 0) share one n.
+    """
+    lengths = np.linalg.norm(crystal.lattice, axis=1)
+    plain = np.maximum(np.ceil(lengths / step - 1e-9), 1).astype(int)
+    if kind == "plain":
+        return tuple(plain.tolist())
+    denominators = [
+        math.lcm(*(Fraction(float(t)).limit_denominator(MAX_DENOMINATOR).denominator
+                   for t in np.unique(column.round(9))))
+        for column in _translations_about_origin(crystal).T
+    ]
+    mixed = coo_array(np.abs(crystal.rotations).sum(axis=0))
+    _, group = connected_components(mixed, directed=False)
+    aligned = plain.copy()
+    for g in np.unique(group):
+        axes = np.flatnonzero(group == g)
+        d = math.lcm(*(denominators[i] for i in axes))
+        aligned[axes] = -(-plain[axes].max() // d) * d
+    if kind == "auto" and math.prod(aligned.tolist()) > MAX_GROWTH * math.prod(plain.tolist()):
+        return tuple(plain.tolist())
+    return tuple(aligned.tolist())
+
+
+def grid_orbits(crystal: Crystal, points: tuple[int, int, int]) -> np.ndarray:
+    """For each grid point (C order) the first point of its orbit, (n1 n2 n3,) int64.
+
+    The operations that map the grid onto itself are a subgroup of the space group; the others
+    are left out.
+    """
+    n = np.array(points)
+    k = np.stack(np.unravel_index(np.arange(n.prod()), points))  # (3, P)
+    first = np.arange(n.prod())
+    shifts = _translations_about_origin(crystal) * n
+    for rotation, shift in zip(crystal.rotations, shifts, strict=True):
+        matrix = rotation * n[:, None] / n[None, :]
+        matrix_int, shift_int = np.rint(matrix).astype(int), np.rint(shift).astype(int)
+        if np.abs(matrix - matrix_int).max() > 1e-9 or np.abs(shift - shift_int).max() > 1e-4:
+            continue
+        image = (matrix_int @ k + shift_int[:, None]) % n[:, None]
+        np.minimum(first, np.ravel_multi_index(tuple(image), points), out=first)
+    return first
+
+
+def cut_spheres(
+    crystal: Crystal, centers: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Atoms within ``radius`` + 1e-6 Å of each centre, every periodic image once.
+
+    Parameters
+    ----------
+    crystal : Crystal
+    centers : (W, 3) float
+        Fractional coordinates.
+    radius : float
+        Å.
+
+    Returns
+    -------
+    ptr : (W + 1,) int64
+    positions : (A, 3) float64
+        Å, relative to the centre.
+    species : (A,) int64
+    """
+    reach = (radius + EDGE) * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
+    wrapped = centers % 1.0
+    low = np.floor(wrapped.min(axis=0) - reach).astype(int)
+    high = np.floor(wrapped.max(axis=0) + reach).astype(int)
+    shifts = np.array(list(product(*(range(a, b + 1) for a, b in zip(low, high, strict=True)))))
+    images = (shifts[:, None, :] + crystal.frac_coords[None, :, :]).reshape(-1, 3)
+    near = np.flatnonzero(
+        ((images >= wrapped.min(axis=0) - reach) & (images <= wrapped.max(axis=0) + reach)).all(1)
+    )
+    atoms = images[near] @ crystal.lattice
+    centers_xyz = wrapped @ crystal.lattice
+    if len(atoms) == 0:
+        found = [[] for _ in centers_xyz]
+    else:
+        found = cKDTree(atoms).query_ball_point(centers_xyz, radius + EDGE, return_sorted=True)
+    counts = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+    index = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=int(counts.sum()))
+    ptr = np.concatenate([[0], np.cumsum(counts)])
+    positions = atoms[index] - np.repeat(centers_xyz, counts, axis=0)
+    return ptr, positions, crystal.species[near[index] % crystal.n_atoms]
+
+
+def _translations_about_origin(crystal: Crystal) -> np.ndarray:
+    """Translations of the operations, (G, 3), for coordinates counted from the grid's origin.
+
+    With x = y + o, x' = R x + t becomes y' = R y + (t + R o − o). About the standard origin of
+    the space group these are fractions with small denominators.
+    """
+    shift = crystal.translations + crystal.rotations @ crystal.origin - crystal.origin
+    shift -= np.floor(shift + 1e-6)
+    return np.where(np.abs(shift) < 1e-6, 0.0, shift)

@@ -1,0 +1,333 @@
+"""Training: a loss on the mean of contributions, with the exact gradient in bounded memory.
+
+A crystal's prediction is Ŷ = Σ_w m_w y_w / Σ_w m_w over its windows with multiplicities m_w, and
+only Ŷ has a label. The loss |Ŷ − Y| / s (s: standard deviation of the training targets) reaches
+the windows through dL/dy_w = m_w / Σ m · dL/dŶ, one number for all windows of a crystal. So windows
+are pushed through the network in chunks whose activations are dropped and recomputed in the
+backward pass: memory is bounded by the chunk, the gradient is that of the whole batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, Dataset
+
+from x3mat.applications import Application
+from x3mat.errors import DataError
+from x3mat.model import X3Mat, X3MatConfig, chunks
+from x3mat.sampling import Windows, sample_windows
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes
+    ----------
+    model : X3MatConfig
+    epochs : int
+    crystals_per_step : int
+        Batch size.
+    windows_per_crystal : int
+        Grid points drawn without replacement from each crystal and step; all if it has fewer.
+    learning_rate, weight_decay, clip : float
+        AdamW's peak rate and decay; largest norm of the gradient.
+    warm_up : float
+        Share of the steps in which the rate rises; then it falls as a cosine.
+    ema : float
+        Decay per step of the exponential moving average of the weights, which is what is kept.
+    max_atoms : int
+        Atoms of windows in memory at a time.
+    seed : int
+        Of the weights, the order of crystals and the windows drawn.
+    """
+
+    model: X3MatConfig = field(default_factory=X3MatConfig)
+    epochs: int = 100
+    crystals_per_step: int = 8
+    windows_per_crystal: int = 24
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-3
+    clip: float = 10.0
+    warm_up: float = 0.05
+    ema: float = 0.99
+    max_atoms: int = 5_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of several crystals and the crystals' targets."""
+
+    positions: Tensor  # (A, 3) Å
+    species: Tensor  # (A,)
+    ptr: Tensor  # (W + 1,)
+    crystal: Tensor  # (W,) crystal that each window belongs to
+    share: Tensor  # (W,) m_w / Σ m; sums to 1 for each crystal
+    target: Tensor  # (B, outputs)
+
+    def to(self, device) -> Batch:
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
+
+def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
+    """Ŷ of each crystal, (B, outputs), differentiable, with the memory of one chunk.
+
+    Each chunk's activations are dropped and recomputed in the backward pass unless one chunk
+    holds the whole batch.
+    """
+    parts = chunks(batch.ptr.tolist(), max_atoms)
+    contributions = []
+    for a, b in parts:
+        start, stop = batch.ptr[a], batch.ptr[b]
+        inputs = batch.positions[start:stop], batch.species[start:stop], batch.ptr[a : b + 1] - start
+        if len(parts) > 1 and torch.is_grad_enabled():
+            contributions.append(checkpoint(model, *inputs, use_reentrant=False))
+        else:
+            contributions.append(model(*inputs))
+    weighted = torch.cat(contributions) * batch.share[:, None]
+    return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)
+
+
+# ----------------------------------------------------------------------------------- data
+
+
+class CrystalWindows(Dataset):
+    """Windows of crystals with targets; item i gives some or all windows of crystal i.
+
+    Which windows are drawn depends on (seed, epoch, crystal) alone, so that a resumed run sees
+    the same ones as an uninterrupted run.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[Windows],
+        targets: np.ndarray,
+        windows_per_crystal: int | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+    ):
+        self.windows, self.targets = windows, targets
+        self.windows_per_crystal, self.seed, self.epoch = windows_per_crystal, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, i: int) -> tuple[Windows, np.ndarray, np.ndarray, np.ndarray]:
+        """Windows, which of them, their shares, and the target."""
+        windows = self.windows[i]
+        index, counts = np.arange(windows.n_orbits), windows.weights
+        if self.windows_per_crystal is not None and self.windows_per_crystal < windows.n_windows:
+            rng = np.random.default_rng([self.seed, self.epoch, i])
+            drawn = rng.choice(windows.n_windows, self.windows_per_crystal, replace=False)
+            index, counts = np.unique(windows.orbit[drawn], return_counts=True)
+        return windows, index, counts / counts.sum(), self.targets[i]
+
+
+def collate(items: Sequence[tuple]) -> Batch:
+    """Join the items of :class:`CrystalWindows`."""
+    positions, species, counts = [], [], []
+    for windows, index, _, _ in items:
+        sizes = windows.atoms_per_window[index]
+        atoms = np.repeat(windows.ptr[index] - np.cumsum(sizes) + sizes, sizes)
+        atoms = atoms + np.arange(len(atoms))
+        positions.append(windows.positions[atoms])
+        species.append(windows.species[atoms])
+        counts.append(sizes)
+    crystal = np.repeat(np.arange(len(items)), [len(index) for _, index, _, _ in items])
+    as_float = torch.get_default_dtype()
+    return Batch(
+        positions=torch.as_tensor(np.concatenate(positions), dtype=as_float),
+        species=torch.as_tensor(np.concatenate(species)),
+        ptr=torch.as_tensor(np.concatenate([[0], np.cumsum(np.concatenate(counts))])),
+        crystal=torch.as_tensor(crystal),
+        share=torch.as_tensor(np.concatenate([share for _, _, share, _ in items]), dtype=as_float),
+        target=torch.as_tensor(np.stack([target for *_, target in items]), dtype=as_float),
+    )
+
+
+# ------------------------------------------------------------------------------- learning
+
+
+class Learner(L.LightningModule):
+    """X(3)mat with loss, optimiser and data, for Lightning's Trainer."""
+
+    def __init__(self, config: TrainConfig, train: CrystalWindows, validation: CrystalWindows):
+        super().__init__()
+        self.config, self.train_set, self.validation_set = config, train, validation
+        self.model = X3Mat(config.model)
+        set_constants(self.model, train)
+
+    def train_dataloader(self) -> DataLoader:
+        data, seed = self.train_set, self.config.seed
+        current = CrystalWindows(
+            data.windows, data.targets, data.windows_per_crystal, seed, self.current_epoch
+        )
+        order = torch.Generator().manual_seed(1_000_003 * seed + self.current_epoch)
+        return DataLoader(current, self.config.crystals_per_step, shuffle=True, generator=order,
+                          collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.validation_set, 4, collate_fn=collate)
+
+    def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        predicted = predict_mean(self.model, batch, self.config.max_atoms)
+        error = (predicted - batch.target).abs().mean()
+        self.log("train_mae", error, prog_bar=True, on_step=False, on_epoch=True,
+                 batch_size=len(batch.target))
+        return error / self.model.scale.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        predicted = predict_mean(self.model, batch, self.config.max_atoms)
+        self.log("val_mae", (predicted - batch.target).abs().mean(), prog_bar=True,
+                 batch_size=len(batch.target), sync_dist=True)
+
+    def configure_optimizers(self) -> dict:
+        c = self.config
+        optimizer = torch.optim.AdamW(self.parameters(), c.learning_rate,
+                                      weight_decay=c.weight_decay, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, c.learning_rate, int(self.trainer.estimated_stepping_batches),
+            pct_start=c.warm_up, cycle_momentum=False, div_factor=20, final_div_factor=50,
+        )
+        return {"optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def set_constants(model: X3Mat, train: CrystalWindows) -> None:
+    """Measure mean degree, mean and spread of the target on the training set."""
+    with torch.no_grad():
+        degrees = torch.stack([
+            model.mean_degree(torch.as_tensor(w.positions, dtype=model.shift.dtype),
+                              torch.as_tensor(w.ptr)) for w in train.windows
+        ]).mean(0)
+        targets = torch.as_tensor(train.targets, dtype=model.shift.dtype)
+        model.degree.copy_(degrees.clamp(min=1e-3))
+        model.shift.copy_(targets.mean(0))
+        model.scale.copy_(targets.std(0).clamp(min=1e-6))
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model and how it was trained."""
+
+    model: X3Mat
+    history: list[dict[str, float]]  # per logged epoch: epoch, train_mae, val_mae
+    wall_s: float
+
+
+def train(
+    config: TrainConfig,
+    train_windows: Sequence[Windows],
+    train_targets: np.ndarray,
+    val_windows: Sequence[Windows],
+    val_targets: np.ndarray,
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    devices: int | str = 1,
+    check_every: int = 5,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a model; resume if ``folder`` holds the checkpoint of an interrupted run.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    train_windows, val_windows : sequence of Windows
+    train_targets, val_targets : (n, outputs) array
+        In the property's unit.
+    folder : path
+        Gets ``last.ckpt`` after each validation, and ``metrics.csv``.
+    device : {"auto", "cpu", "cuda", ...}
+        Lightning's accelerator; ``devices`` is how many.
+    check_every : int
+        Epochs between validations (on all windows, with averaged weights).
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    DataError
+        If windows and targets differ in number, or a target is not finite.
+    """
+    for windows, targets in ((train_windows, train_targets), (val_windows, val_targets)):
+        shape = (len(windows), config.model.outputs)
+        if np.shape(targets) != shape or not np.isfinite(targets).all() or not len(windows):
+            raise DataError("training set", f"targets are not finite numbers of shape {shape}",
+                            "give one row of finite targets for each crystal")
+    folder = Path(folder)
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        learner = Learner(
+            config,
+            CrystalWindows(train_windows, train_targets, config.windows_per_crystal, config.seed),
+            CrystalWindows(val_windows, val_targets),
+        )
+        average = EMAWeightAveraging(decay=config.ema)
+        trainer = L.Trainer(
+            accelerator=device,
+            devices=devices,
+            max_epochs=config.epochs,
+            gradient_clip_val=config.clip,
+            reload_dataloaders_every_n_epochs=1,
+            check_val_every_n_epoch=min(check_every, config.epochs),
+            num_sanity_val_steps=0,
+            callbacks=[average, ModelCheckpoint(folder, save_last=True, save_top_k=0)],
+            logger=CSVLogger(folder.parent, name=folder.name, version=""),
+            log_every_n_steps=1_000_000,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+        )
+        last = folder / "last.ckpt"
+        trainer.fit(learner, ckpt_path=last if last.exists() else None)
+    return TrainResult(learner.model.cpu().eval(), _history(folder / "metrics.csv"),
+                       time.perf_counter() - started)
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    import pandas as pd
+
+    table = pd.read_csv(path).groupby("epoch").first()
+    return [{"epoch": int(epoch), **{k: float(row[k]) for k in ("train_mae", "val_mae")
+                                     if k in row and np.isfinite(row[k])}}
+            for epoch, row in table.iterrows()]
+
+
+def evaluate(model: X3Mat, windows: Sequence[Windows]) -> np.ndarray:
+    """Predictions, (n, outputs), from all windows of each crystal."""
+    return np.stack([mean_contribution(model, w) for w in windows])
+
+
+def mean_contribution(model: X3Mat, windows: Windows) -> np.ndarray:
+    """The crystal's property, (outputs,): the weighted mean of contributions, in float64."""
+    y = model.contributions(windows).double().cpu().numpy()
+    return windows.weights @ y / windows.weights.sum()
+
+
+def application_windows(
+    application: Application, names: Sequence[str], config: X3MatConfig
+) -> list[Windows]:
+    """Windows of an application's crystals."""
+    return [sample_windows(application.crystal(name), config.radius, config.step)
+            for name in names]
+
+
+def describe_config(config: TrainConfig) -> dict:
+    """Plain dictionary of all hyper-parameters, for result files and checkpoints."""
+    return asdict(config)
