@@ -16,6 +16,10 @@ import warnings
 import numpy as np
 
 
+_BLOCK = 10  # cycles between two readings of the test insertions
+_BOLTZMANN = 1.380649e-23  # J/K
+
+
 class _Stop(Exception):
     """Raised from the production callback: ends the run cleanly."""
 
@@ -45,6 +49,39 @@ def standard_error(series: np.ndarray) -> float:
         return float("inf")
     independent = len(x) / statistical_inefficiency(x)
     return float(max(np.sqrt(x.var() / independent), 1.0 / independent))
+
+
+def loading(out: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean molecules in the simulated cell by counting, by insertion, and by both.
+
+    Counting is the average of N. Insertion uses the grand-canonical identity
+    ``<N> = z V <W>``, with activity z = f / k_B T and the Rosenbluth weight W of test insertions
+    (Widom moves) averaged over the same chain. Both are unbiased and nearly independent; they are
+    combined by inverse variance.
+
+    Parameters
+    ----------
+    out : dict
+        ``counts`` (cycles,), ``insertion_sums`` and ``insertion_counts`` (blocks of cycles: sum
+        of W, number of insertions), and ``activity_volume`` (z V).
+    """
+    counts = out["counts"]
+    count_mean, count_error = float(np.mean(counts)), standard_error(counts)
+    sums, tries = np.asarray(out["insertion_sums"]), np.asarray(out["insertion_counts"])
+    result = {"counting": count_mean, "counting_error": count_error}
+    if len(sums) < 5 or tries.sum() == 0:
+        return {**result, "mean": count_mean, "error": count_error}
+    weight = sums.sum() / tries.sum()
+    residual = sums - weight * tries
+    variance = len(sums) * residual.var() * statistical_inefficiency(residual)
+    scale = float(out["activity_volume"])
+    insert_mean, insert_error = scale * weight, scale * float(np.sqrt(variance)) / tries.sum()
+    result.update(insertion=float(insert_mean), insertion_error=float(insert_error))
+    if not insert_error > 0:
+        return {**result, "mean": count_mean, "error": count_error}
+    a, b = count_error**-2, insert_error**-2
+    mean = (a * count_mean + b * insert_mean) / (a + b)
+    return {**result, "mean": float(mean), "error": float((a + b) ** -0.5)}
 
 
 def build_system(job: dict):
@@ -106,7 +143,7 @@ def build_system(job: dict):
 
 
 def run(job: dict) -> dict[str, np.ndarray]:
-    """Run the job: molecule counts per cycle, centres of mass (Å), cycles, seconds."""
+    """Run the job: molecule counts, test insertions, centres of mass (Å), seconds."""
     import raspalib as rl
 
     start = time.perf_counter()
@@ -122,17 +159,34 @@ def run(job: dict) -> dict[str, np.ndarray]:
     n_framework = len(job["positions"])
     counts: list[int] = []
     centres: list[tuple[float, float, float]] = []
+    insertions = [(0.0, 0.0)]  # cumulative sum of Rosenbluth weights, number of test insertions
+    volume = system.simulation_box.volume * 1e-30
+    fugacity = fugacity_coefficient * job["pressure"]
+    activity_volume = fugacity * volume / (_BOLTZMANN * job["temperature"])
+
+    def collected() -> dict[str, np.ndarray]:
+        sums, tries = np.diff(np.array(insertions), axis=0).T
+        return {
+            "counts": np.array(counts, dtype=np.int32),
+            "insertion_sums": sums,
+            "insertion_counts": tries,
+            "activity_volume": np.array(activity_volume),
+        }
 
     def sample() -> None:
         current = simulation.systems[0]
         guests = current.atom_data[n_framework:]
         counts.append(len(guests) // sites)
         centres.extend(atom.position for atom in guests[job["centre"] :: sites])
+        if len(counts) % _BLOCK == 0:
+            component = current.components[0]
+            tries = component.mc_moves_statistics[rl.Move.Types.WIDOM].all_counts
+            insertions.append((component.average_rosenbluth_weights.result()[0] * tries, tries))
         if len(counts) % job["check_every"] or len(counts) < job["min_cycles"]:
             return
-        mean, error = float(np.mean(counts)), standard_error(np.array(counts))
-        target = max(job["target_relative"] * mean, job["target_absolute"])
-        if error <= target or time.perf_counter() - start > job["max_seconds"]:
+        now = loading(collected())
+        target = max(job["target_relative"] * now["mean"], job["target_absolute"])
+        if now["error"] <= target or time.process_time() > job["max_seconds"]:
             raise _Stop
 
     simulation.setup()
@@ -143,7 +197,7 @@ def run(job: dict) -> dict[str, np.ndarray]:
     except _Stop:
         pass
     return {
-        "counts": np.array(counts, dtype=np.int32),
+        **collected(),
         "centres": np.array(centres, dtype=np.float64).reshape(-1, 3),
         "fugacity_coefficient": np.array(fugacity_coefficient),
         "seconds": np.array(time.perf_counter() - start),

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import paths
-from ._raspa_job import standard_error
+from ._raspa_job import loading
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class GCMCSettings:
     charges: bool = True
     seed: int = 1
     init_cycles: int = 60
-    min_cycles: int = 200
+    min_cycles: int = 150
     max_cycles: int = 100_000
     check_every: int = 50
     target_relative: float = 0.03
@@ -105,7 +105,11 @@ class GCMCResult:
     settings : GCMCSettings
         What was simulated.
     g_per_litre, g_per_litre_error : float
-        Uptake per litre of framework and its standard error, corrected for autocorrelation.
+        Uptake per litre of framework and its standard error, corrected for autocorrelation:
+        counting and test insertion combined by inverse variance.
+    counting, insertion : (float, float)
+        Uptake and error (g per litre) from the number of molecules alone and from test
+        insertions alone, ``<N> = z V <W>``.
     molecules_per_cell : float
         Molecules per unit cell, the crystal's cell as given.
     mol_per_kg : float
@@ -126,6 +130,8 @@ class GCMCResult:
     settings: GCMCSettings
     g_per_litre: float
     g_per_litre_error: float
+    counting: tuple[float, float]
+    insertion: tuple[float, float]
     molecules_per_cell: float
     mol_per_kg: float
     counts: np.ndarray
@@ -331,6 +337,7 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
             "translation_probability": 0.05,
             "rotation_probability": 0.05,
             "swap_cbmc_probability": 1.0,
+            "widom_probability": 1.0,
         },
         "temperature": settings.temperature,
         "pressure": settings.pressure,
@@ -412,14 +419,20 @@ def simulate(crystal: Crystal, settings: GCMCSettings | None = None) -> GCMCResu
     framework = load_force_field(settings.force_field)["framework"]
     grams = _grams_per_litre(guest["molar_mass"], volume)
     n_cells = abs(np.linalg.det(cell))
-    per_cell = float(out["counts"].mean()) / n_cells
+    mean = loading(out)
+    per_cell = mean["mean"] / n_cells
     cell_mass = sum(framework[_SYMBOLS[int(z)]]["mass"] for z in crystal.species)  # g/mol
     fractional = (out["centres"] @ np.linalg.inv(standard) @ cell) % 1.0
     return GCMCResult(
         name=crystal.name,
         settings=settings,
-        g_per_litre=float(out["counts"].mean()) * grams,
-        g_per_litre_error=standard_error(out["counts"]) * grams,
+        g_per_litre=mean["mean"] * grams,
+        g_per_litre_error=mean["error"] * grams,
+        counting=(mean["counting"] * grams, mean["counting_error"] * grams),
+        insertion=(
+            mean.get("insertion", math.nan) * grams,
+            mean.get("insertion_error", math.nan) * grams,
+        ),
         molecules_per_cell=per_cell,
         mol_per_kg=1000.0 * per_cell / cell_mass,
         counts=out["counts"],
