@@ -1,108 +1,346 @@
-"""N2 uptake of the 253 IZA frameworks by GCMC (298 K, 1 bar): runs, resumes and collects."""
+"""N2 uptake of the 253 IZA frameworks at 298 K and 1 bar by GCMC with RASPA3.
+
+Three steps, each resumable: runs (one small file per framework and seed below --runs), the table
+of labels with the uptake of accessible pores, and longer runs of named frameworks for density
+maps. Runs that exist are kept, so the command may be killed and started again.
+
+examples:
+  python tools/zeolite_labels.py                       all: runs of seeds 1, 2 and 3, then the table
+  python tools/zeolite_labels.py --codes LTA --seeds 5 one more run, and the table with it
+  python tools/zeolite_labels.py --steps table         only collect what is there
+  python tools/zeolite_labels.py --steps density       density maps of the named frameworks
+  python tools/zeolite_labels.py --steps blocking      real runs with closed cages blocked
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
+import csv
 import os
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from x3mat import raspa, results
+from x3mat import databases, paths, pockets, raspa, results
+from x3mat._raspa_job import statistical_inefficiency
 from x3mat.errors import X3MatError
 
-
-def _iza(code):
-    from ase.db import connect
-    import importlib.util
-    from x3mat.crystal import crystal_from_arrays
-
-    root = Path(importlib.util.find_spec("zse").submodule_search_locations[0])
-    atoms = connect(root / "collections" / "frameworks.db").get(fw=code).toatoms()
-    return crystal_from_arrays(
-        atoms.cell.array, atoms.numbers, atoms.get_scaled_positions(), name=code
-    )
+# settings of all labels
+LABEL = raspa.GCMCSettings(target_relative=0.05, target_absolute=0.04, max_seconds=25.0)
+NAMED = ["LTA", "ASV", "MFI", "CHA", "FAU", "MOR", "FER", "TON", "BEA", "RHO", "KFI", "MWW"]
+CHECKED = ("LTA", "FAU", "KFI")  # frameworks simulated again with their closed cages blocked
+THRESHOLDS = (10.0, 15.0, 20.0)  # k_B T
 
 
-def _codes():
-    from ase.db import connect
-    import importlib.util
-
-    root = Path(importlib.util.find_spec("zse").submodule_search_locations[0])
-    return sorted(row.fw for row in connect(root / "collections" / "frameworks.db").select())
-
-
-def run_one(code: str, settings: raspa.GCMCSettings, folder: Path) -> dict:
-    """One run, kept as ``CODE-seed.json`` and ``CODE-seed.npz``; a failure is kept too."""
+def run_one(code: str, settings: raspa.GCMCSettings, folder: Path) -> str | None:
+    """One run, kept as ``CODE-SEED.json`` and ``CODE-SEED.npz``; returns the error, if any."""
     stem = folder / f"{code}-{settings.seed}"
     try:
-        crystal = _iza(code)
-        result = raspa.simulate(crystal, settings)
+        result = raspa.simulate(databases.iza(code), settings)
     except X3MatError as error:
-        record = {"code": code, "seed": settings.seed, "error": str(error)}
-        results.write_json(stem.with_suffix(".failed.json"), record)
-        return record
+        results.write_json(stem.with_suffix(".failed.json"), {"code": code, "error": str(error)})
+        return str(error)
     np.savez_compressed(
         stem.with_suffix(".npz"),
         counts=result.counts.astype(np.uint16),
         centres=np.floor(result.centres * 65536).astype(np.uint16),
-        lattice=crystal.lattice,
     )
-    record = {
-        "code": code,
-        "seed": settings.seed,
-        "n2_g_L": result.g_per_litre,
-        "error_g_L": result.g_per_litre_error,
-        "counting_g_L": result.counting,
-        "insertion_g_L": result.insertion,
-        "molecules_per_cell": result.molecules_per_cell,
-        "mol_per_kg": result.mol_per_kg,
-        "cycles": result.cycles,
-        "n_cells": result.n_cells,
-        "fugacity_coefficient": result.fugacity_coefficient,
-        "wall_s": result.seconds,
-        "settings": asdict(settings),
-        "versions": results.versions(("raspalib", "zeose")),
-    }
+    record = {**result.summary(), "versions": results.versions(("raspalib", "zeose"))}
     results.write_json(stem.with_suffix(".json"), record)
-    return record
+    stem.with_suffix(".failed.json").unlink(missing_ok=True)
+    return None
+
+
+def run_all(jobs: list[tuple[str, raspa.GCMCSettings]], folder: Path, workers: int) -> list[str]:
+    """Run those jobs whose result is not there yet, several at a time; returns the errors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [(c, s) for c, s in jobs if not (folder / f"{c}-{s.seed}.json").is_file()]
+    errors = []
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(todo), desc=folder.name) as bar:
+        futures = [pool.submit(run_one, c, s, folder) for c, s in todo]
+        for future in as_completed(futures):
+            error = future.result()
+            bar.update()
+            if error:
+                errors.append(error)
+                tqdm.write(error, file=sys.stderr)
+    return errors
+
+
+def pores(code: str, folder: Path) -> dict[float, pockets.PoreMap]:
+    """Pore maps of a framework at each threshold, from a cache."""
+    path = folder / "pores" / f"{code}.npz"
+    crystal = databases.iza(code)
+    if path.is_file():
+        with np.load(path) as cached:
+            labels, open_ = cached["labels"], cached["accessible"]
+    else:
+        energy = pockets.energy_grid(crystal, LABEL)
+        maps = [pockets.pore_map(crystal, LABEL, energy=energy, threshold=t) for t in THRESHOLDS]
+        labels = np.stack([m.labels for m in maps]).astype(np.uint16)
+        open_ = np.stack([m.accessible for m in maps])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, labels=labels, accessible=open_)
+    return {
+        t: pockets.PoreMap(o, (n > 0) & ~o, np.array(crystal.lattice), n)
+        for t, n, o in zip(THRESHOLDS, labels.astype(int), open_, strict=True)
+    }
+
+
+def accessible_fraction(
+    pore: pockets.PoreMap, runs: list[dict[str, np.ndarray]]
+) -> tuple[float, float]:
+    """Fraction of the sampled molecules that is in accessible pores, and its standard error."""
+    if not pore.closed.any():
+        return 1.0, 0.0
+    total = sum(int(r["counts"].sum()) for r in runs)
+    if not pore.accessible.any() or total == 0:
+        return 0.0, 0.0
+    inside = []
+    for run in runs:
+        flags = pore.contains((run["centres"] + 0.5) / 65536)
+        owner = np.repeat(np.arange(len(run["counts"])), run["counts"])
+        inside.append(np.bincount(owner, weights=flags, minlength=len(run["counts"])))
+    fraction = sum(float(x.sum()) for x in inside) / total
+    variance = 0.0
+    for x, run in zip(inside, runs, strict=True):
+        residual = x - fraction * run["counts"]
+        variance += len(x) * residual.var() * statistical_inefficiency(residual)
+    return fraction, float(np.sqrt(variance)) / total
+
+
+def pooled(values: np.ndarray, cycles: np.ndarray) -> tuple[float, float]:
+    """Mean over runs weighted by their cycles, of (runs, 2) means and errors, and its error."""
+    share = cycles / cycles.sum()
+    return float(share @ values[:, 0]), float(np.sqrt(np.sum((share * values[:, 1]) ** 2)))
+
+
+def collect(code: str, folder: Path) -> tuple[dict, dict] | None:
+    """The table's row of a framework from all its runs, and what the summary needs besides."""
+    files = sorted(folder.glob(f"{code}-*[0-9].json"), key=lambda p: int(p.stem.split("-")[1]))
+    if not files:
+        return None
+    records = [results.read_json(f) for f in files]
+    runs = []
+    for file in files:
+        with np.load(file.with_suffix(".npz")) as arrays:
+            runs.append({k: arrays[k].astype(np.int64) for k in ("counts", "centres")})
+    cycles = np.array([r["cycles"] for r in records], dtype=float)
+    counting, insertion = (
+        pooled(np.array([r[key] for r in records]), cycles)
+        for key in ("counting_g_L", "insertion_g_L")
+    )
+    weights = np.array([counting[1] ** -2, insertion[1] ** -2])
+    uptake = float(weights @ [counting[0], insertion[0]] / weights.sum())
+    error = float(weights.sum() ** -0.5)
+    crystal = databases.iza(code)
+    guest = raspa.load_force_field(LABEL.force_field)["guest"]["molar_mass"]
+    maps = pores(code, folder)
+    fractions = {t: accessible_fraction(p, runs) for t, p in maps.items()}
+    fraction, fraction_error = fractions[15.0]
+    pore = maps[15.0]
+    row = {
+        "code": code,
+        "n2_g_L": uptake,
+        "error_g_L": error,
+        "n2_blocked_g_L": uptake * fraction,
+        "error_blocked_g_L": float(np.hypot(error * fraction, uptake * fraction_error)),
+        "molecules_per_cell": uptake / raspa.grams_per_litre(guest, crystal.volume),
+        "mol_per_kg": uptake / guest / crystal.density,
+        "counting_g_L": counting[0],
+        "error_counting_g_L": counting[1],
+        "insertion_g_L": insertion[0],
+        "error_insertion_g_L": insertion[1],
+        "n_closed_regions": len(np.unique(pore.labels[pore.closed])),
+        "cycles": sum(r["cycles"] for r in records),
+        "seeds": " ".join(str(r["seed"]) for r in records),
+        "cycles_per_seed": " ".join(str(r["cycles"]) for r in records),
+        "wall_s": sum(r["wall_s"] for r in records),
+        "raspalib": "/".join(sorted({r["versions"]["raspalib"] for r in records})),
+    }
+    extra = {
+        "records": records,
+        "blocked": {t: uptake * f for t, (f, _) in fractions.items()},
+    }
+    return row, extra
+
+
+def write_table(codes: list[str], folder: Path, command: str) -> None:
+    """Write ``data/zeolite-n2/labels.csv`` and ``data/results/zeolite-n2/labels.json``."""
+    start = time.perf_counter()
+    found = [collect(c, folder) for c in tqdm(codes, desc="table")]
+    rows = [f[0] for f in found if f]
+    extras = {f[0]["code"]: f[1] for f in found if f}
+    # do the errors describe the scatter between seeds?
+    chi2, freedom = 0.0, 0
+    for extra in extras.values():
+        values = np.array([[r["n2_g_L"], r["error_g_L"]] for r in extra["records"]])
+        weights = values[:, 1] ** -2
+        centre = weights @ values[:, 0] / weights.sum()
+        chi2 += float(weights @ (values[:, 0] - centre) ** 2)
+        freedom += len(values) - 1
+    methods = [
+        (r["counting_g_L"][0] - r["insertion_g_L"][0])
+        / np.hypot(r["counting_g_L"][1], r["insertion_g_L"][1])
+        for e in extras.values()
+        for r in e["records"]
+    ]
+    scale = max(1.0, float(np.sqrt(chi2 / freedom))) if freedom >= 50 else 1.0
+    for row in rows:
+        row["error_g_L"] *= scale
+        row["error_blocked_g_L"] *= scale
+    path = paths.data() / "zeolite-n2" / "labels.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+            )
+    uptake = np.array([r["n2_g_L"] for r in rows])
+    error = np.array([r["error_g_L"] for r in rows])
+    blocked = np.array([r["n2_blocked_g_L"] for r in rows])
+    other = {t: np.array([extras[r["code"]]["blocked"][t] for r in rows]) for t in THRESHOLDS}
+    relative = error / np.maximum(uptake, 1e-12)
+    payload = {
+        "unit": "g/L of framework",
+        "n_frameworks": len(rows),
+        "median_relative_error": float(np.median(relative)),
+        "rms_error_g_L": float(np.sqrt(np.mean(error**2))),
+        "mean_g_L": float(uptake.mean()),
+        "sd_g_L": float(uptake.std(ddof=1)),
+        "min_g_L": float(uptake.min()),
+        "max_g_L": float(uptake.max()),
+        "mae_of_median_g_L": float(np.abs(uptake - np.median(uptake)).mean()),
+        "blocked_mean_g_L": float(blocked.mean()),
+        "n_with_closed_pores_that_matter": int((blocked < 0.95 * uptake).sum()),
+        "blocked_changes_between_10_and_20_kT": sorted(
+            r["code"] for r, a, b in zip(rows, other[10.0], other[20.0], strict=True)
+            if abs(a - b) > 0.05 * r["n2_g_L"]
+        ),
+        "named": {
+            r["code"]: {
+                "n2_g_L": [round(r["n2_g_L"], 3), round(r["error_g_L"], 3)],
+                "n2_blocked_g_L": [
+                    round(r["n2_blocked_g_L"], 3), round(r["error_blocked_g_L"], 3)
+                ],
+            }
+            for r in rows
+            if r["code"] in NAMED
+        },
+        "error_kind": (
+            "standard error within runs, corrected for autocorrelation, pooled over seeds by "
+            "cycles; counting and test insertion combined by inverse variance; times error_scale "
+            "= sqrt(chi2 / degrees of freedom) between seeds where that exceeds 1"
+        ),
+        "error_scale": scale,
+        "chi2_between_seeds": chi2,
+        "degrees_of_freedom": freedom,
+        "mean_z_between_estimators": float(np.mean(methods)),
+        "rms_z_between_estimators": float(np.sqrt(np.mean(np.square(methods)))),
+        "total_cycles": int(sum(r["cycles"] for r in rows)),
+        "total_run_wall_s": float(sum(r["wall_s"] for r in rows)),
+        "settings": {k: v for k, v in asdict(LABEL).items() if k != "seed"},
+        "note": "wall_s of provenance is that of collecting; total_run_wall_s adds up all runs",
+    }  # fmt: skip
+    seeds = sorted({int(s) for r in rows for s in r["seeds"].split()})
+    wall = time.perf_counter() - start
+    results.write("zeolite-n2/labels.json", payload, seed=seeds, command=command, wall_s=wall)
+    print(f"{len(rows)} frameworks, median relative error {payload['median_relative_error']:.3%}")
+
+
+def write_densities(codes: list[str], folder: Path, workers: int) -> None:
+    """Longer runs, and ``data/zeolite-n2/density/CODE.npz`` from all runs of a framework."""
+    cycles = {"LTA": 8000, "ASV": 8000}
+    jobs = [(c, replace(LABEL, seed=101).fixed(cycles.get(c, 2500))) for c in codes]
+    run_all(jobs, folder, workers)
+    target = paths.data() / "zeolite-n2" / "density"
+    target.mkdir(parents=True, exist_ok=True)
+    for code, settings in jobs:
+        crystal = databases.iza(code)
+        record = results.read_json(folder / f"{code}-{settings.seed}.json")
+        with np.load(folder / f"{code}-{settings.seed}.npz") as arrays:
+            centres = (arrays["centres"] + 0.5) / 65536
+        samples = record["cycles"] * record["n_cells"]
+        density = raspa.density_grid(centres, crystal, 0.5, samples)
+        np.savez_compressed(
+            target / f"{code}.npz",
+            density=density.astype(np.float32),
+            lattice=np.array(crystal.lattice),
+            cycles=record["cycles"],
+            n_cells=record["n_cells"],
+            n_centres=len(centres),
+            seed=settings.seed,
+            n2_g_L=np.array([record["n2_g_L"], record["error_g_L"]]),
+        )
+
+
+def check_blocking(folder: Path, workers: int, command: str) -> None:
+    """Real runs with blocking spheres against the share of accessible pores in open runs."""
+    start = time.perf_counter()
+    base = replace(LABEL, seed=201, target_relative=0.03, max_seconds=60.0)
+    jobs = []
+    for code in CHECKED:
+        spheres = pores(code, folder)[15.0].blocking_spheres()
+        jobs.append((code, replace(base, blocking_pockets=spheres)))
+    run_all(jobs, folder / "blocked", workers)
+    payload = {}
+    for code, settings in jobs:
+        row, _ = collect(code, folder)
+        record = results.read_json(folder / "blocked" / f"{code}-{settings.seed}.json")
+        error = float(np.hypot(record["error_g_L"], row["error_blocked_g_L"]))
+        payload[code] = {
+            "unblocked_g_L": [row["n2_g_L"], row["error_g_L"]],
+            "from_density_g_L": [row["n2_blocked_g_L"], row["error_blocked_g_L"]],
+            "blocked_run_g_L": [record["n2_g_L"], record["error_g_L"]],
+            "z": (record["n2_g_L"] - row["n2_blocked_g_L"]) / error,
+            "n_spheres": len(settings.blocking_pockets),
+            "cycles": record["cycles"],
+        }
+    wall = time.perf_counter() - start
+    results.write("zeolite-n2/blocking.json", payload, seed=base.seed, command=command, wall_s=wall)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--codes", nargs="+", help="frameworks (default: all 253)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--nice", type=int, default=10, help="raise niceness by this")
+    parser.add_argument("--runs", type=Path, default=Path("runs/zeolite-n2"), help="folder of runs")
+    parser.add_argument(
+        "--steps", nargs="+", default=["runs", "table"],
+        choices=["runs", "table", "density", "blocking"],
+    )  # fmt: skip
+    args = parser.parse_args()
+    os.nice(args.nice)
+    command = "python tools/zeolite_labels.py " + " ".join(sys.argv[1:])
+    every = list(databases.iza_codes())
+    codes = args.codes or every
+    errors: list[str] = []
+    if "runs" in args.steps:
+        for seed in args.seeds:  # a complete table of the first seed comes first
+            jobs = [(c, replace(LABEL, seed=seed)) for c in codes]
+            errors += run_all(jobs, args.runs, args.workers)
+            if "table" in args.steps and len(codes) == len(every):
+                write_table(every, args.runs, command.strip())
+    elif "table" in args.steps:
+        write_table(every, args.runs, command.strip())
+    if "density" in args.steps:
+        write_densities(args.codes or NAMED, args.runs / "density", args.workers)
+    if "blocking" in args.steps:
+        check_blocking(args.runs, args.workers, command.strip())
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":
-    import argparse
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--target", type=float, default=0.035)
-    parser.add_argument("--absolute", type=float, default=0.03)
-    parser.add_argument("--max-seconds", type=float, default=25.0)
-    parser.add_argument("--out", type=Path, default=Path("runs/zeolite-n2"))
-    args = parser.parse_args()
-    os.nice(10)
-    args.out.mkdir(parents=True, exist_ok=True)
-    codes = _codes()
-    todo = [
-        (c, s) for s in args.seeds for c in codes if not (args.out / f"{c}-{s}.json").is_file()
-    ]
-    with ThreadPoolExecutor(args.workers) as pool:
-        futures = [
-            pool.submit(
-                run_one,
-                c,
-                raspa.GCMCSettings(
-                    seed=s,
-                    target_relative=args.target,
-                    target_absolute=args.absolute,
-                    max_seconds=args.max_seconds,
-                ),
-                args.out,
-            )
-            for c, s in todo
-        ]
-        for future in tqdm(as_completed(futures), total=len(todo)):
-            record = future.result()
-            tqdm.write(json.dumps({k: v for k, v in record.items() if k not in ("settings", "versions")}))
+    sys.exit(main())

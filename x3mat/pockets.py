@@ -136,13 +136,13 @@ def regions(free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ([False, True, False], True)
     """
     parts, n_parts = ndimage.label(free)
-    edges: dict[int, set[tuple[int, tuple[int, int, int]]]] = {k: set() for k in range(1, n_parts + 1)}
+    edges: dict[int, set[tuple[int, tuple[int, ...]]]] = {k: set() for k in range(n_parts + 1)}
     for axis in range(3):
         last, first = parts.take(-1, axis), parts.take(0, axis)
         both = (last > 0) & (first > 0)
         shift = tuple(int(axis == k) for k in range(3))
         back = tuple(-s for s in shift)
-        for u, v in {(int(a), int(b)) for a, b in zip(last[both], first[both])}:
+        for u, v in {(int(a), int(b)) for a, b in zip(last[both], first[both], strict=True)}:
             edges[u].add((v, shift))
             edges[v].add((u, back))
     region = np.zeros(n_parts + 1, dtype=np.int64)
@@ -156,7 +156,7 @@ def regions(free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         while queue:
             u = queue.popleft()
             for v, shift in edges[u]:
-                there = tuple(a + b for a, b in zip(image[u], shift))
+                there = tuple(a + b for a, b in zip(image[u], shift, strict=True))
                 if v not in image:
                     image[v] = there
                     region[v] = region[seed]

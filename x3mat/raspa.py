@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -93,6 +93,12 @@ class GCMCSettings:
     max_seconds: float = 600.0
     blocking_pockets: tuple[tuple[float, float, float, float], ...] = ()
 
+    def fixed(self, cycles: int) -> GCMCSettings:
+        """The same settings with exactly `cycles` sampled cycles, as for repeating a label."""
+        return replace(
+            self, max_cycles=cycles, target_relative=0.0, target_absolute=0.0, max_seconds=1e6
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class GCMCResult:
@@ -152,9 +158,27 @@ class GCMCResult:
             return math.inf
         return self.g_per_litre_error / self.g_per_litre
 
-    def density(self, spacing: float, lattice: np.ndarray) -> np.ndarray:
-        """Density of centres of mass on the unit cell, see `density_grid`; molecules per Å3."""
-        return density_grid(self.centres, lattice, spacing, self.cycles * self.n_cells)
+    def summary(self) -> dict[str, Any]:
+        """What a table or JSON output needs; uptakes in g per litre with standard errors."""
+        return {
+            "code": self.name,
+            "seed": self.settings.seed,
+            "n2_g_L": self.g_per_litre,
+            "error_g_L": self.g_per_litre_error,
+            "counting_g_L": list(self.counting),
+            "insertion_g_L": list(self.insertion),
+            "molecules_per_cell": self.molecules_per_cell,
+            "mol_per_kg": self.mol_per_kg,
+            "cycles": self.cycles,
+            "n_cells": round(self.n_cells, 4),
+            "fugacity_coefficient": self.fugacity_coefficient,
+            "wall_s": self.seconds,
+            "settings": asdict(self.settings),
+        }
+
+    def density(self, crystal: Crystal, spacing: float = 0.5) -> np.ndarray:
+        """Density of centres of mass on the unit cell (molecules per Å3), see `density_grid`."""
+        return density_grid(self.centres, crystal, spacing, self.cycles * self.n_cells)
 
 
 @lru_cache(maxsize=8)
@@ -223,7 +247,8 @@ def simulation_cell(lattice: np.ndarray, centring: np.ndarray, width: float) -> 
     triples = np.array(list(combinations(range(len(vectors)), 3)), dtype=int).reshape(-1, 3)
     cells = np.concatenate([vectors[triples], replicas[None]])
     volume = np.abs(np.linalg.det(cells))
-    cells, volume = cells[volume > 1e-3], volume[volume > 1e-3]
+    useful = (volume > 1e-3) & (volume <= volume[-1] + 1e-6)
+    cells, volume = cells[useful], volume[useful]
     wide = (perpendicular_widths(cells @ lattice) >= width - 1e-6).all(1)
     best = cells[wide][np.argmin(np.round(volume[wide], 4))]
     oriented = np.linalg.det(best @ lattice) > 0
@@ -247,38 +272,26 @@ def _centring(crystal: Crystal) -> np.ndarray:
     return np.concatenate([np.zeros((1, 3)), others.reshape(-1, 3)])
 
 
-def _replicate(crystal: Crystal, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fractional coordinates in the supercell, and the index of each atom in the crystal."""
+def _replicate(frac_coords: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fractional coordinates in the supercell, and the index of each point in `frac_coords`."""
     corners = np.array(list(np.ndindex(2, 2, 2))) @ cell
     low, high = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
     shifts = np.stack(
-        np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high)], indexing="ij"), -1
+        np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1
     ).reshape(-1, 3)
-    fractional = (crystal.frac_coords[None] + shifts[:, None]) @ np.linalg.inv(cell)
-    index = np.broadcast_to(np.arange(len(crystal.species)), fractional.shape[:2])
+    fractional = (frac_coords[None] + shifts[:, None]) @ np.linalg.inv(cell)
+    index = np.broadcast_to(np.arange(len(frac_coords)), fractional.shape[:2])
     inside = ((fractional > -1e-7) & (fractional < 1 - 1e-7)).all(-1)
     return fractional[inside] % 1.0, index[inside]
 
 
-def _pockets_in_cell(crystal: Crystal, settings: GCMCSettings, cell: np.ndarray) -> list:
+def _pockets_in_cell(settings: GCMCSettings, cell: np.ndarray) -> list[list[float]]:
     """Blocking pockets of the crystal's cell repeated over the supercell."""
     if not settings.blocking_pockets:
         return []
     pockets = np.array(settings.blocking_pockets, dtype=float)
-    points = replace_coords(crystal, pockets[:, :3])
-    positions, index = _replicate(points, cell)
-    return [[*map(float, p), float(pockets[i, 3])] for p, i in zip(positions, index)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Points:
-    frac_coords: np.ndarray
-    species: np.ndarray
-
-
-def replace_coords(crystal: Crystal, frac_coords: np.ndarray) -> _Points:
-    """Points in the crystal's cell, for replication."""
-    return _Points(np.asarray(frac_coords) % 1.0, np.zeros(len(frac_coords), dtype=int))
+    positions, index = _replicate(pockets[:, :3] % 1.0, cell)
+    return [[*map(float, p), float(pockets[i, 3])] for p, i in zip(positions, index, strict=True)]
 
 
 def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np.ndarray]:
@@ -295,7 +308,7 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
             "Give an all-silica framework (Si and O only).",
         )
     cell = simulation_cell(crystal.lattice, _centring(crystal), 2 * settings.cutoff)
-    positions, index = _replicate(crystal, cell)
+    positions, index = _replicate(crystal.frac_coords, cell)
     expected = len(crystal.species) * abs(np.linalg.det(cell))
     if abs(len(positions) - expected) > 1e-3:
         raise DataError(
@@ -313,7 +326,7 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
         {**framework[s], "name": s, "framework": True, "number": number[s]} for s in names
     ] + [{**guest["types"][s], "name": s, "framework": False, "number": 7} for s in guest_types]
     volume = abs(np.linalg.det(cell @ crystal.lattice))
-    per_molecule = _grams_per_litre(guest["molar_mass"], volume)
+    per_molecule = grams_per_litre(guest["molar_mass"], volume)
     job = {
         "types": types,
         "lengths": lengths.tolist(),
@@ -351,12 +364,12 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
         "target_relative": settings.target_relative,
         "target_absolute": settings.target_absolute / per_molecule,
         "max_seconds": settings.max_seconds,
-        "blocking_pockets": _pockets_in_cell(crystal, settings, cell),
+        "blocking_pockets": _pockets_in_cell(settings, cell),
     }  # fmt: skip
     return job, cell, standard
 
 
-def _grams_per_litre(molar_mass: float, volume: float) -> float:
+def grams_per_litre(molar_mass: float, volume: float) -> float:
     """g per litre of one molecule (g/mol) in a volume (Å3)."""
     return molar_mass / _AVOGADRO / (volume * 1e-27)
 
@@ -417,7 +430,7 @@ def simulate(crystal: Crystal, settings: GCMCSettings | None = None) -> GCMCResu
     volume = abs(np.linalg.det(cell @ crystal.lattice))
     guest = load_force_field(settings.force_field)["guest"]
     framework = load_force_field(settings.force_field)["framework"]
-    grams = _grams_per_litre(guest["molar_mass"], volume)
+    grams = grams_per_litre(guest["molar_mass"], volume)
     n_cells = abs(np.linalg.det(cell))
     mean = loading(out)
     per_cell = mean["mean"] / n_cells
@@ -444,7 +457,7 @@ def simulate(crystal: Crystal, settings: GCMCSettings | None = None) -> GCMCResu
 
 
 def density_grid(
-    centres: np.ndarray, lattice: np.ndarray, spacing: float, samples: float
+    centres: np.ndarray, crystal: Crystal, spacing: float, samples: float, *, symmetry: bool = True
 ) -> np.ndarray:
     """Histogram of centres on the unit cell, as a number density.
 
@@ -452,12 +465,14 @@ def density_grid(
     ----------
     centres : numpy.ndarray
         (M, 3) fractional coordinates.
-    lattice : numpy.ndarray
-        (3, 3) rows a, b, c in Å.
+    crystal : Crystal
+        Gives the cell and its space group operations.
     spacing : float
         Greatest grid spacing along each axis, Å.
     samples : float
         Unit cells times cycles over which the centres were collected.
+    symmetry : bool
+        Average over the space group, which lowers the noise.
 
     Returns
     -------
@@ -467,12 +482,25 @@ def density_grid(
 
     Examples
     --------
-    >>> grid = density_grid(np.array([[0.1, 0.1, 0.9]]), 2.0 * np.eye(3), 1.0, 4)
+    >>> from types import SimpleNamespace
+    >>> cube = SimpleNamespace(lattice=2.0 * np.eye(3))
+    >>> grid = density_grid(np.array([[0.1, 0.1, 0.9]]), cube, 1.0, 4, symmetry=False)
     >>> grid.shape, float(grid[0, 0, 1]), float(grid.sum())
     ((2, 2, 2), 0.25, 0.25)
     """
+    lattice = np.asarray(crystal.lattice)
     shape = np.ceil(np.linalg.norm(lattice, axis=1) / spacing - 1e-9).astype(int)
-    voxel = np.minimum((np.asarray(centres) % 1.0 * shape).astype(int), shape - 1)
-    flat = np.ravel_multi_index(voxel.T, shape)
-    histogram = np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
-    return histogram / (samples * abs(np.linalg.det(lattice)) / np.prod(shape))
+    histogram = np.zeros(int(np.prod(shape)))
+    operations = (
+        zip(crystal.rotations, crystal.translations, strict=True)
+        if symmetry
+        else [(np.eye(3, dtype=int), np.zeros(3))]
+    )
+    count = 0
+    for rotation, translation in operations:
+        images = (np.asarray(centres) @ rotation.T + translation) % 1.0
+        voxel = np.minimum((images * shape).astype(int), shape - 1)
+        histogram += np.bincount(np.ravel_multi_index(voxel.T, shape), minlength=len(histogram))
+        count += 1
+    voxel_volume = abs(np.linalg.det(lattice)) / np.prod(shape)
+    return histogram.reshape(shape) / (count * samples * voxel_volume)

@@ -147,19 +147,23 @@ def write(
     return write_json(paths.results(relative_path), full)
 
 
-def read(relative_path: str | Path) -> dict[str, Any]:
-    """Read a JSON result file below ``data/results``.
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
 
     Raises
     ------
     DataError
         The file is missing or is not JSON.
     """
-    path = paths.results(relative_path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        cause, remedy = "the result file is missing", "Run the tool of tools/ that writes it."
+        cause, remedy = "the file is missing", "Run the command or tool that writes it."
     except json.JSONDecodeError as error:
         cause, remedy = f"it is not valid JSON ({error})", "Restore it or write it again."
     raise DataError(path, cause, remedy)
+
+
+def read(relative_path: str | Path) -> dict[str, Any]:
+    """Read a JSON result file below ``data/results``; raises `DataError` like `read_json`."""
+    return read_json(paths.results(relative_path))
