@@ -17,6 +17,7 @@ at the surface of the window: the contribution is a smooth function of the windo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -249,6 +250,19 @@ class SphericalLayerNorm(nn.Module):
         return torch.cat([scalars, rest], dim=1)
 
 
+def split_orders(x: Tensor, l_max: int, m_max: int) -> list[Tensor]:
+    """Rows (E, T, C), sorted by \\|m\\|, as one block per m ≥ 0: (E, 1, L + 1, C) for m = 0 and
+    (E, 2, L + 1 − m, C) for +m and −m."""
+    sizes = [(1 if m == 0 else 2) * (l_max + 1 - m) for m in range(m_max + 1)]
+    return [part.unflatten(1, (1 if m == 0 else 2, -1))
+            for m, part in enumerate(x.split(sizes, dim=1))]
+
+
+def join_orders(blocks: Sequence[Tensor]) -> Tensor:
+    """The inverse of :func:`split_orders`."""
+    return torch.cat([block.flatten(1, 2) for block in blocks], dim=1)
+
+
 class SO2Convolution(nn.Module):
     """Linear map of features in the edge frame that commutes with O(2) about the edge.
 
@@ -257,28 +271,23 @@ class SO2Convolution(nn.Module):
     parity and would break inversion symmetry. W mixes degrees and channels. Source: eSCN
     (Passaro & Zitnick 2023), Eq. 8, restricted to O(3).
 
-    Input (E, T, in) with rows sorted by m, output (E, T, out) and ``extra`` scalars (E, extra).
+    Input: one block per m, see :func:`split_orders`. Output: the same with other channels, and
+    ``extra`` scalars (E, extra).
     """
 
     def __init__(self, l_max: int, m_max: int, inputs: int, outputs: int, extra: int = 0):
         super().__init__()
-        self.sizes = [l_max + 1 - m for m in range(m_max + 1)]
-        self.outputs, self.extra = outputs, extra
+        self.extra = extra
         self.linear = nn.ModuleList(
-            nn.Linear(n * inputs, n * outputs + (extra if m == 0 else 0), bias=m == 0)
-            for m, n in enumerate(self.sizes)
+            nn.Linear(n * inputs, n * outputs + (extra if n == l_max + 1 else 0), bias=n > l_max)
+            for n in range(l_max + 1, l_max - m_max, -1)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        edges = x.shape[0]
-        blocks = x.split([self.sizes[0]] + [2 * n for n in self.sizes[1:]], dim=1)
-        zero = self.linear[0](blocks[0].reshape(edges, -1))
-        zero, extra = zero.split([self.sizes[0] * self.outputs, self.extra], dim=-1)
-        parts = [zero.reshape(edges, -1, self.outputs)]
-        for n, linear, block in zip(self.sizes[1:], self.linear[1:], blocks[1:], strict=True):
-            y = linear(block.reshape(edges, 2, -1))  # +m and −m share the weights
-            parts.append(y.reshape(edges, 2 * n, self.outputs))
-        return torch.cat(parts, dim=1), extra
+    def forward(self, blocks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        out = [linear(x.flatten(2)) for linear, x in zip(self.linear, blocks, strict=True)]
+        extra = out[0][:, 0, out[0].shape[-1] - self.extra :]
+        out[0] = out[0][..., : out[0].shape[-1] - self.extra]
+        return [y.unflatten(-1, (x.shape[2], -1)) for x, y in zip(blocks, out, strict=True)], extra
 
 
 class RadialNetwork(nn.Module):
@@ -319,79 +328,62 @@ class Attention(nn.Module):
 
     def __init__(self, config: X3MatConfig):
         super().__init__()
-        l_max, m_max, c, heads = config.l_max, config.m_max, config.channels, config.heads
-        self.l_max, self.heads = l_max, heads
+        l_max, m_max, c = config.l_max, config.m_max, config.channels
+        self.l_max, self.m_max, self.heads = l_max, m_max, config.heads
+        self.sizes = [l_max + 1 - m for m in range(m_max + 1)]  # rows of each m ≥ 0
+        self.n_logits = self.heads * self.LOGIT_CHANNELS
         self.of_sender = SphericalLinear(l_max, c, c)
         self.of_receiver = SphericalLinear(l_max, c, c)
-        sizes = [l_max + 1 - m for m in range(m_max + 1)]
-        self.radial = RadialNetwork(config, sum(sizes) * c)
-        first = [sum(sizes[:m]) for m in range(m_max + 1)]
-        row = [first[m] + k % sizes[m] for m in range(m_max + 1)
-               for k in range(sizes[m] * (2 if m else 1))]  # +m and −m share radial weights
-        self.register_buffer("radial_row", torch.tensor(row), persistent=False)
-        degrees = torch.tensor([math.isqrt(int(r)) for r in m_major_rows(l_max, m_max)])
-        self.register_buffer("gate_index", (degrees - 1).clamp(min=0), persistent=False)
-        lost = [math.sqrt(max(1.0, (2 * int(l_) + 1) / (2 * m_max + 1))) for l_ in degrees]
-        self.register_buffer("restore", torch.tensor(lost)[:, None], persistent=False)
-        self.n_logits = heads * self.LOGIT_CHANNELS
+        self.radial = RadialNetwork(config, sum(self.sizes) * c)
         self.first = SO2Convolution(l_max, m_max, c, c, extra=(1 + l_max) * c + self.n_logits)
         self.second = SO2Convolution(l_max, m_max, c, c)
         self.logit_norm = nn.LayerNorm(self.LOGIT_CHANNELS)
-        self.logit = nn.Parameter(
-            torch.empty(heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25)
-        )
+        self.logit = nn.Parameter(torch.empty(self.heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25))
         self.project = SphericalLinear(l_max, c, c)
 
     def forward(
         self, sender: Tensor, receiver: Tensor, edges: EdgeFeatures, wigner: Tensor
     ) -> Tensor:
-        n_edges, channels = wigner.shape[0], sender.shape[-1]
+        channels = sender.shape[-1]
         x = self.of_sender(sender)[edges.src] + self.of_receiver(receiver)[edges.dst]
+        x = split_orders(wigner @ x, self.l_max, self.m_max)
         radial = self.radial(edges.basis, edges.sender, edges.receiver)
-        x = (wigner @ x) * radial.reshape(n_edges, -1, channels)[:, self.radial_row]
-        x, extra = self.first(x)
+        radial = radial.unflatten(1, (-1, channels)).split(self.sizes, dim=1)
+        x, extra = self.first([a * b[:, None] for a, b in zip(x, radial, strict=True)])
         scalars, gates, logits = extra.split(
-            [channels, self.l_max * channels, self.n_logits], dim=-1
+            [channels, self.l_max * channels, self.n_logits], dim=1
         )
-        x = gate(x, scalars, gates.reshape(n_edges, self.l_max, channels), self.gate_index)
-        value, _ = self.second(x)
-        z = nn.functional.leaky_relu(self.logit_norm(logits.reshape(n_edges, self.heads, -1)), 0.2)
+        gates = torch.sigmoid(gates).unflatten(1, (self.l_max, channels))[:, None]
+        x[0] = torch.cat([nn.functional.silu(scalars)[:, None, None], x[0][:, :, 1:] * gates], 2)
+        value, _ = self.second([x[0], *(b * gates[:, :, m:] for m, b in enumerate(x[1:]))])
+        z = nn.functional.leaky_relu(self.logit_norm(logits.unflatten(1, (self.heads, -1))), 0.2)
         weight = torch.exp((z * self.logit).sum(-1)) * edges.weight[:, None]  # (E, H)
         total = weight.new_ones(len(receiver), self.heads).index_add(0, edges.dst, weight)
         alpha = (weight / total[edges.dst]).repeat_interleave(channels // self.heads, dim=1)
-        message = wigner.transpose(1, 2) @ (value * self.restore.to(value) * alpha[:, None, :])
+        message = wigner.transpose(1, 2) @ (join_orders(value) * alpha[:, None, :])
         return self.project(torch.zeros_like(receiver).index_add(0, edges.dst, message))
 
 
-def gate(x: Tensor, scalars: Tensor, gates: Tensor, gate_index: Tensor) -> Tensor:
-    """Gate activation: row 0 (l = 0) ← SiLU(scalars), rows of degree l > 0 ⊙ sigmoid(gates_l).
-
-    Exactly equivariant, since each degree is multiplied by an invariant number.
-    """
-    rest = x[:, 1:]
-    if gates.shape[1]:
-        rest = rest * torch.sigmoid(gates)[:, gate_index[1:]]
-    return torch.cat([nn.functional.silu(scalars)[:, None], rest], dim=1)
-
-
 class FeedForward(nn.Module):
-    """SphericalLinear → gate → SphericalLinear, node by node: (N, S, C) → (N, S, C)."""
+    """SphericalLinear → gate → SphericalLinear, node by node: (N, S, C) → (N, S, C).
+
+    The gate replaces the scalars by SiLU of other scalars and multiplies each degree l > 0 by
+    sigmoid(g_l): exactly equivariant, since each degree is multiplied by an invariant number.
+    """
 
     def __init__(self, config: X3MatConfig):
         super().__init__()
         l_max, c, inner = config.l_max, config.channels, config.feed_forward
-        self.l_max = l_max
         self.expand = SphericalLinear(l_max, c, inner)
         self.gates = nn.Linear(c, (1 + l_max) * inner)
         self.contract = SphericalLinear(l_max, inner, c)
-        degrees = torch.tensor([math.isqrt(k) for k in range((l_max + 1) ** 2)])
-        self.register_buffer("gate_index", (degrees - 1).clamp(min=0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.expand(x)
-        scalars, gates = self.gates(x[:, 0]).tensor_split([inner.shape[-1]], dim=-1)
-        gates = gates.reshape(len(x), self.l_max, -1)
-        return self.contract(gate(inner, scalars, gates, self.gate_index))
+        scalars, *gates = self.gates(x[:, 0]).split(inner.shape[-1], dim=1)
+        parts = [inner[:, l_ * l_ : (l_ + 1) ** 2] * torch.sigmoid(g)[:, None]
+                 for l_, g in enumerate(gates, start=1)]
+        return self.contract(torch.cat([nn.functional.silu(scalars)[:, None], *parts], dim=1))
 
 
 class Block(nn.Module):
@@ -517,16 +509,15 @@ class X3Mat(nn.Module):
     ) -> Tensor:
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
         c = self.config.channels
-        radial = self.degree_embedding(edges.basis, edges.sender, edges.receiver)
-        radial = radial.reshape(-1, self.config.l_max + 1, c)[:, self.degree_of_row]
-        direction = nn.functional.normalize(vectors, dim=-1)
-        to_probe = edges.dst < n_windows
-        share = edges.weight / torch.where(to_probe, self.degree[0], self.degree[1])
-        harmonics = _harmonics(direction, self.config.l_max) * share[:, None]
-        harmonics = harmonics * self._directed(vectors)
+        radial = self.degree_embedding(edges.basis, edges.sender, edges.receiver).split(c, dim=1)
+        degree = torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
+        harmonics = _harmonics(nn.functional.normalize(vectors, dim=-1), self.config.l_max)
+        harmonics = harmonics * self._directed(vectors) * (edges.weight / degree)[:, None]
+        parts = [harmonics[:, l_ * l_ : (l_ + 1) ** 2, None] * radial_l[:, None]
+                 for l_, radial_l in enumerate(radial)]
         scalars = self.embedding(species)[:, None]
         x = torch.cat([scalars, scalars.new_zeros(len(species), len(self.degree_of_row) - 1, c)], 1)
-        return x.index_add(0, edges.dst, radial * harmonics[:, :, None])
+        return x.index_add(0, edges.dst, torch.cat(parts, dim=1))
 
     def _directed(self, vectors: Tensor) -> Tensor:
         """Factor of each row, (E, S): 1 for l = 0, else 1 − u(r / 0.5 Å).
