@@ -120,8 +120,11 @@ def pooled(values: np.ndarray, cycles: np.ndarray) -> tuple[float, float]:
     return float(share @ values[:, 0]), float(np.sqrt(np.sum((share * values[:, 1]) ** 2)))
 
 
-def collect(code: str, folder: Path) -> tuple[dict, dict] | None:
-    """The table's row of a framework from all its runs, and what the summary needs besides."""
+def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] | None:
+    """The table's row of a framework from all its runs, and what the summary needs besides.
+
+    Without `blocked` the pores are not looked at, and their columns are not a number.
+    """
     files = sorted(folder.glob(f"{code}-*[0-9].json"), key=lambda p: int(p.stem.split("-")[1]))
     if not files:
         return None
@@ -140,10 +143,13 @@ def collect(code: str, folder: Path) -> tuple[dict, dict] | None:
     error = float(weights.sum() ** -0.5)
     crystal = databases.iza(code)
     guest = raspa.load_force_field(LABEL.force_field)["guest"]["molar_mass"]
-    maps = pores(code, folder)
-    fractions = {t: accessible_fraction(p, runs) for t, p in maps.items()}
+    fractions = {t: (np.nan, np.nan) for t in THRESHOLDS}
+    closed = -1
+    if blocked:
+        maps = pores(code, folder)
+        fractions = {t: accessible_fraction(p, runs) for t, p in maps.items()}
+        closed = len(np.unique(maps[15.0].labels[maps[15.0].closed]))
     fraction, fraction_error = fractions[15.0]
-    pore = maps[15.0]
     row = {
         "code": code,
         "n2_g_L": uptake,
@@ -156,7 +162,7 @@ def collect(code: str, folder: Path) -> tuple[dict, dict] | None:
         "error_counting_g_L": counting[1],
         "insertion_g_L": insertion[0],
         "error_insertion_g_L": insertion[1],
-        "n_closed_regions": len(np.unique(pore.labels[pore.closed])),
+        "n_closed_regions": closed,
         "cycles": sum(r["cycles"] for r in records),
         "seeds": " ".join(str(r["seed"]) for r in records),
         "cycles_per_seed": " ".join(str(r["cycles"]) for r in records),
@@ -170,10 +176,10 @@ def collect(code: str, folder: Path) -> tuple[dict, dict] | None:
     return row, extra
 
 
-def write_table(codes: list[str], folder: Path, command: str) -> None:
+def write_table(codes: list[str], folder: Path, command: str, blocked: bool = True) -> None:
     """Write ``data/zeolite-n2/labels.csv`` and ``data/results/zeolite-n2/labels.json``."""
     start = time.perf_counter()
-    found = [collect(c, folder) for c in tqdm(codes, desc="table")]
+    found = [collect(c, folder, blocked) for c in tqdm(codes, desc="table")]
     rows = [f[0] for f in found if f]
     extras = {f[0]["code"]: f[1] for f in found if f}
     # do the errors describe the scatter between seeds?
@@ -200,9 +206,7 @@ def write_table(codes: list[str], folder: Path, command: str) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow(
-                {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
-            )
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
     uptake = np.array([r["n2_g_L"] for r in rows])
     error = np.array([r["error_g_L"] for r in rows])
     blocked = np.array([r["n2_blocked_g_L"] for r in rows])
@@ -332,7 +336,7 @@ def main() -> int:
             jobs = [(c, replace(LABEL, seed=seed)) for c in codes]
             errors += run_all(jobs, args.runs, args.workers)
             if "table" in args.steps and len(codes) == len(every):
-                write_table(every, args.runs, command.strip())
+                write_table(every, args.runs, command.strip(), blocked=seed == args.seeds[-1])
     elif "table" in args.steps:
         write_table(every, args.runs, command.strip())
     if "density" in args.steps:

@@ -61,8 +61,6 @@ def cache() -> Path:
     """User cache folder, created at first use; ``X3MAT_CACHE`` overrides the default place."""
     value = os.environ.get("X3MAT_CACHE", "")
     base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = (
-        Path(value).expanduser() if value else Path(base or Path.home() / ".cache") / "x3mat"
-    )
+    folder = Path(value).expanduser() if value else Path(base or Path.home() / ".cache") / "x3mat"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -298,9 +298,7 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
     """The job of `_raspa_job`, the supercell, and RASPA3's matrix of it."""
     force_field = load_force_field(settings.force_field)
     framework, guest = force_field["framework"], force_field["guest"]
-    unknown = sorted(
-        {int(z) for z in crystal.species if _SYMBOLS.get(int(z)) not in framework}
-    )
+    unknown = sorted({int(z) for z in crystal.species if _SYMBOLS.get(int(z)) not in framework})
     if unknown:
         raise DataError(
             crystal.name or "crystal",
@@ -322,9 +320,9 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
     charge = np.array([framework[s]["charge"] for s in symbols])[index]
     guest_types = list(guest["types"])
     number = {"Si": 14, "O": 8}
-    types = [
-        {**framework[s], "name": s, "framework": True, "number": number[s]} for s in names
-    ] + [{**guest["types"][s], "name": s, "framework": False, "number": 7} for s in guest_types]
+    types = [{**framework[s], "name": s, "framework": True, "number": number[s]} for s in names] + [
+        {**guest["types"][s], "name": s, "framework": False, "number": 7} for s in guest_types
+    ]
     volume = abs(np.linalg.det(cell @ crystal.lattice))
     per_molecule = grams_per_litre(guest["molar_mass"], volume)
     job = {
