@@ -143,7 +143,7 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
     error = float(weights.sum() ** -0.5)
     crystal = databases.iza(code)
     guest = raspa.load_force_field(LABEL.force_field)["guest"]["molar_mass"]
-    fractions = {t: (np.nan, np.nan) for t in THRESHOLDS}
+    fractions = dict.fromkeys(THRESHOLDS, (np.nan, np.nan))
     closed = -1
     if blocked:
         maps = pores(code, folder)
