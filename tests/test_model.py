@@ -1,0 +1,487 @@
+"""Symmetry, continuity and bookkeeping of the network, layer by layer and as a whole."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from e3nn import o3
+
+from x3mat import databases, model, paths
+from x3mat.crystal import read_crystal
+from x3mat.errors import ModelError
+from x3mat.model import Attention, Block, FeedForward, X3Mat, X3MatConfig
+from x3mat.sampling import cut_spheres, sample_windows
+from x3mat.training import Batch, predict_mean
+
+#: Largest deviation allowed, relative to the largest entry of what is compared.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+SMALL = X3MatConfig(l_max=3, m_max=2, channels=8, heads=2, layers=2, cutoff=3.5,
+                    radial_functions=12, radial_hidden=8, feed_forward=12)
+LAYER_CONFIGS = [SMALL, X3MatConfig(l_max=2, m_max=1, channels=6, heads=3, layers=1),
+                 X3MatConfig(l_max=1, m_max=0, channels=4, heads=2, layers=3)]
+CHECKPOINTS = sorted(paths.data().glob("models/**/*.pt"))
+ELEMENTS = (1, 6, 8, 14, 30)
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["fp64", "fp32"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _double_by_default():
+    """e3nn builds its reference matrices in the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=["rotation", "reflection", "inversion"])
+def isometry(request):
+    rotation = o3.matrix_x(torch.tensor(0.7)) @ o3.matrix_y(torch.tensor(2.1)) @ o3.matrix_x(
+        torch.tensor(-1.3)
+    )  # fmt: skip
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    return {"rotation": rotation, "reflection": rotation @ mirror,
+            "inversion": -torch.eye(3)}[request.param]
+
+
+def assert_close(found, expected, dtype=torch.float64):
+    scale = expected.abs().max().clamp(min=1e-30)
+    assert torch.isfinite(found).all()
+    assert (found - expected).abs().max() / scale <= TOLERANCE[dtype]
+
+
+def wigner(isometry, l_max):
+    """D(Q) of natural parity by e3nn, (S, S): independent of the package's own matrices."""
+    irreps = o3.Irreps([(1, (l_, (-1) ** l_)) for l_ in range(l_max + 1)])
+    return irreps.D_from_matrix(isometry)
+
+
+def build(config=SMALL, weights="initial", dtype=torch.float64, seed=1):
+    """A model with the weights of initialisation, or with these strongly disturbed."""
+    torch.manual_seed(seed)
+    net = X3Mat(config).eval().to(dtype)
+    if weights == "perturbed":
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn_like(p) * (p.std() if p.ndim > 1 else 0.3))
+            net.degree.copy_(torch.tensor([9.0, 3.0]))
+    return net
+
+
+def load(weights, dtype):
+    if weights in ("initial", "perturbed"):
+        return build(weights=weights, dtype=dtype)
+    return model.load_checkpoint(weights)[0].to(dtype)
+
+
+def windows_at_random(sizes=(0, 1, 2, 9, 17, 30), seed=0, radius=6.0, dtype=torch.float64):
+    """Windows of atoms at least 0.9 Å apart, some of them close to the surface."""
+    rng = np.random.default_rng(seed)
+    positions = []
+    for size in sizes:
+        atoms = np.zeros((0, 3))
+        while len(atoms) < size:
+            trial = rng.uniform(-radius, radius, 3)
+            near = np.linalg.norm(atoms - trial, axis=1).min(initial=9.0) < 0.9
+            if np.linalg.norm(trial) < radius and not near:
+                atoms = np.vstack([atoms, trial])
+        positions.append(atoms)
+    ptr = torch.tensor(np.concatenate([[0], np.cumsum(sizes)]))
+    species = torch.tensor(rng.choice(ELEMENTS, int(ptr[-1])))
+    return torch.tensor(np.concatenate(positions)).to(dtype), species, ptr
+
+
+# --------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("l_max", range(7))
+def test_wigner_matrices_are_those_of_e3nn(l_max):
+    torch.manual_seed(5)
+    angles = o3.rand_angles(5)
+    rotations = o3.angles_to_matrix(*angles)
+    rows = model.m_major_rows(l_max, l_max)
+    expected = o3.Irreps.spherical_harmonics(l_max).D_from_angles(*angles)[:, rows]
+    assert_close(model.WignerMatrices(l_max, l_max)(rotations), expected)
+    kept = (l_max + 1) // 2
+    truncated = model.m_major_rows(l_max, kept)
+    position = {int(r): i for i, r in enumerate(rows)}
+    assert_close(model.WignerMatrices(l_max, kept)(rotations),
+                 expected[:, [position[int(r)] for r in truncated]])
+
+
+def test_edge_frames_turn_every_direction_onto_y(dtype):
+    axes = torch.cat([torch.eye(3), -torch.eye(3), torch.randn(200, 3)]).to(dtype)
+    frames = model.edge_frames(axes)
+    target = torch.zeros_like(axes)
+    target[:, 1] = axes.norm(dim=-1)
+    assert_close((frames @ axes[..., None])[..., 0], target, dtype)
+    assert_close(frames @ frames.transpose(1, 2), torch.eye(3).to(dtype).expand_as(frames), dtype)
+    assert_close(torch.linalg.det(frames), torch.ones(len(axes)).to(dtype), dtype)
+
+
+@pytest.mark.parametrize("config", LAYER_CONFIGS, ids=lambda c: f"L{c.l_max}M{c.m_max}")
+@pytest.mark.parametrize("kind", ["linear", "norm", "feed_forward"])
+def test_node_layers_commute_with_isometries(kind, config, isometry, dtype):
+    torch.manual_seed(1)
+    layer = {
+        "linear": lambda: model.SphericalLinear(config.l_max, config.channels, 5),
+        "norm": lambda: model.SphericalLayerNorm(config.l_max, config.channels),
+        "feed_forward": lambda: FeedForward(config),
+    }[kind]().to(dtype)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    x = torch.randn(7, (config.l_max + 1) ** 2, config.channels).to(dtype)
+    turn = wigner(isometry, config.l_max).to(dtype)
+    assert_close(layer(turn @ x), turn @ layer(x), dtype)
+
+
+@pytest.mark.parametrize("config", LAYER_CONFIGS, ids=lambda c: f"L{c.l_max}M{c.m_max}")
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_so2_convolution_commutes_with_o2_about_the_edge(config, mirrored, dtype):
+    torch.manual_seed(2)
+    l_max, m_max = config.l_max, config.m_max
+    about_y = o3.matrix_y(torch.tensor(1.1)) @ torch.diag(
+        torch.tensor([-1.0 if mirrored else 1.0, 1.0, 1.0])
+    )  # fmt: skip
+    rows = model.m_major_rows(l_max, m_max)
+    turn = wigner(about_y, l_max)[rows][:, rows].to(dtype)
+    layer = model.SO2Convolution(l_max, m_max, config.channels, 5, extra=4).to(dtype)
+    x = torch.randn(6, len(rows), config.channels).to(dtype)
+    out, extra = layer(model.split_orders(x, l_max, m_max))
+    turned, extra_turned = layer(model.split_orders(turn @ x, l_max, m_max))
+    assert_close(model.join_orders(turned), turn @ model.join_orders(out), dtype)
+    assert_close(extra_turned, extra, dtype)
+
+
+def test_split_orders_sorts_rows_by_m_and_join_undoes_it():
+    degree_order = [(l_, m) for l_ in range(4) for m in range(-l_, l_ + 1)]
+    names = [degree_order[r] for r in model.m_major_rows(3, 2).tolist()]
+    x = torch.arange(len(names), dtype=torch.get_default_dtype())[None, :, None]
+    blocks = model.split_orders(x, 3, 2)
+    found = [[[names[int(v)] for v in row] for row in block[0, :, :, 0]] for block in blocks]
+    assert found == [[[(0, 0), (1, 0), (2, 0), (3, 0)]],
+                     [[(1, 1), (2, 1), (3, 1)], [(1, -1), (2, -1), (3, -1)]],
+                     [[(2, 2), (3, 2)], [(2, -2), (3, -2)]]]
+    assert torch.equal(model.join_orders(blocks), x)
+
+
+@pytest.mark.parametrize("config", LAYER_CONFIGS, ids=lambda c: f"L{c.l_max}M{c.m_max}")
+@pytest.mark.parametrize("kind", ["attention", "block"])
+def test_edge_layers_commute_with_isometries(kind, config, isometry, dtype):
+    torch.manual_seed(3)
+    net = X3Mat(config).to(dtype)
+    layer = (Attention if kind == "attention" else Block)(config).to(dtype)
+    positions, species, ptr = windows_at_random(dtype=dtype)
+    x = torch.randn(len(ptr) - 1 + len(species), (config.l_max + 1) ** 2, config.channels).to(dtype)
+
+    def apply(positions, x):
+        edges, vectors = net._edges(positions, species, ptr)
+        frames = net.wigner(model.edge_frames(vectors))
+        return layer(x, x if kind == "attention" else slice(None), edges, frames)
+
+    turn = wigner(isometry, config.l_max).to(dtype)
+    moved = positions @ isometry.to(dtype).T
+    assert_close(apply(moved, turn @ x), turn @ apply(positions, x), dtype)
+
+
+def test_hidden_features_turn_with_the_window(isometry):
+    """After each block x(Q window) = D(Q) x(window), not only the invariant output."""
+    net = build(weights="perturbed")
+    positions, species, ptr = windows_at_random()
+    seen = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    with torch.no_grad():
+        net(positions, species, ptr)
+        net(positions @ isometry.T, species, ptr)
+    half = len(net.blocks)
+    assert max(float(x[:, 1:].abs().max()) for x in seen) > 0.1
+    for before, after in zip(seen[:half], seen[half:], strict=True):
+        assert_close(after, wigner(isometry, SMALL.l_max) @ before)
+
+
+# ------------------------------------------------------------------------------- the whole
+
+
+WEIGHTS = pytest.mark.parametrize(
+    "weights", ["initial", "perturbed", *CHECKPOINTS], ids=lambda w: getattr(w, "stem", w)
+)
+
+
+@WEIGHTS
+def test_contributions_are_invariant_under_isometries(weights, isometry, dtype):
+    net = load(weights, dtype)
+    positions, species, ptr = windows_at_random(dtype=dtype, radius=net.config.radius)
+    with torch.no_grad():
+        before = net(positions, species, ptr)
+        after = net(positions @ isometry.to(dtype).T, species, ptr)
+    assert before.std() > 1e-6 * before.abs().max()  # not a constant, which would be invariant
+    assert_close(after, before, dtype)
+
+
+@WEIGHTS
+def test_order_of_atoms_and_batching_do_not_matter(weights, dtype):
+    net = load(weights, dtype)
+    positions, species, ptr = windows_at_random(dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.cat([a + torch.randperm(b - a, generator=generator)
+                       for a, b in pairwise(ptr.tolist())])
+    with torch.no_grad():
+        together = net(positions, species, ptr)
+        shuffled = net(positions[order], species[order], ptr)
+        alone = torch.cat([net(positions[a:b], species[a:b], torch.tensor([0, b - a]))
+                           for a, b in pairwise(ptr)])
+    assert_close(shuffled, together, dtype)
+    assert_close(alone, together, dtype)
+
+
+@WEIGHTS
+def test_translation_and_choice_of_cell_do_not_matter(weights, dtype):
+    """The window at a point of space depends on the crystal, not on how the crystal is written."""
+    net = load(weights, dtype)
+    crystal = databases.iza("CHA")
+    centers = np.random.default_rng(4).uniform(size=(6, 3))
+    move = np.array([0.13, 0.29, 0.41])
+    structure = crystal.structure
+    structure.translate_sites(range(len(structure)), move)
+    shifted = read_crystal(structure)
+    doubled = read_crystal(crystal.structure.make_supercell([[2, 0, 0], [1, 1, 0], [0, 0, 1]]))
+    ways = [(crystal, centers), (shifted, centers + move),
+            (doubled, centers @ crystal.lattice @ np.linalg.inv(doubled.lattice))]
+
+    def contributions(crystal, centers):
+        ptr, positions, species = cut_spheres(crystal, centers, net.config.radius)
+        with torch.no_grad():
+            return net(torch.tensor(positions).to(dtype), torch.tensor(species), torch.tensor(ptr))
+
+    first, *others = (contributions(*way) for way in ways)
+    for other in others:
+        assert_close(other, first, dtype)
+
+
+# ----------------------------------------------------------------------------- continuity
+
+
+def jump(path, at, step=1e-9):
+    """|f(at + step) − f(at − step)|: about 1e-9 if f is smooth, the size of the step if not."""
+    with torch.no_grad():
+        return float((path(at + step) - path(at - step)).abs().max())
+
+
+def hard(x):
+    return torch.where(x < 1, torch.ones_like(x), torch.zeros_like(x))
+
+
+def across_the_cutoff(net):
+    """Two atoms at 3 Å from the probe; only their mutual distance changes."""
+    species, ptr = torch.tensor([14, 8]), torch.tensor([0, 2])
+
+    def path(distance):
+        angle = 2 * math.asin(distance / 6)
+        positions = torch.tensor([[3.0, 0, 0], [3 * math.cos(angle), 3 * math.sin(angle), 0]])
+        return net(positions, species, ptr)
+
+    return path, net.config.cutoff
+
+
+def across_the_surface(net):
+    """One of several atoms leaves the window; beyond the radius it is no longer in it."""
+    positions, species, _ = windows_at_random((5,), seed=3)
+
+    def path(distance):
+        moved = positions.clone()
+        moved[0] *= distance / moved[0].norm()
+        n = 5 if distance <= net.config.radius else 4
+        return net(moved[5 - n :], species[5 - n :], torch.tensor([0, n]))
+
+    return path, net.config.radius
+
+
+def through_the_probe(net):
+    positions, species, ptr = windows_at_random((5,), seed=3)
+
+    def path(x):
+        moved = positions.clone()
+        moved[0] = torch.tensor([x, 0.0, 0.0])
+        return net(moved, species, ptr)
+
+    return path, 0.0
+
+
+@pytest.mark.parametrize("way", [across_the_cutoff, across_the_surface, through_the_probe])
+@pytest.mark.parametrize("weights", ["initial", "perturbed"])
+def test_contributions_are_continuous(way, weights, monkeypatch):
+    path, at = way(build(weights=weights))
+    assert jump(path, at) < 1e-7
+    if way is through_the_probe:
+        monkeypatch.setattr(model, "UNDIRECTED", 1e-15)
+    else:
+        monkeypatch.setattr(model, "envelope", hard)
+    assert jump(path, at) > 1e-5  # the test sees what it is meant to see
+
+
+def test_envelope_and_two_derivatives_vanish_at_one():
+    x = torch.tensor([1.0 - 1e-9], requires_grad=True)
+    value = model.envelope(x)
+    for _ in range(3):
+        assert abs(value.item()) < 1e-5
+        (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    grid = model.envelope(torch.linspace(0, 2, 101))
+    assert grid[0] == 1
+    assert (grid.diff() <= 1e-12).all()
+    assert (grid[50:] == 0).all()
+
+
+# --------------------------------------------------------------------- small windows, edges
+
+
+def test_edges_are_all_pairs_within_the_cutoff():
+    positions, _, ptr = windows_at_random()
+    pairs, probes = model.window_edges(positions, ptr, 3.5, 6.0)
+    found = {(int(i), int(j)) for i, j in zip(pairs.src, pairs.dst, strict=True)}
+    expected = {
+        (i, j)
+        for a, b in pairwise(ptr.tolist())
+        for i in range(a, b) for j in range(a, b)
+        if i != j and (positions[i] - positions[j]).norm() < 3.5 and positions[i].norm() < 6.0
+    }  # fmt: skip
+    assert found == expected
+    assert len(pairs.src) == len(found)
+    assert_close(pairs.vector, positions[pairs.dst] - positions[pairs.src])
+    assert torch.equal(probes.src, torch.arange(len(positions)))
+    assert_close(probes.vector, -positions)
+
+
+def test_empty_and_one_atom_windows(dtype):
+    net = build(weights="perturbed", dtype=dtype)
+    empty = net(torch.zeros(0, 3, dtype=dtype), torch.zeros(0, dtype=torch.long),
+                torch.zeros(4, dtype=torch.long))  # fmt: skip
+    assert empty.shape == (3, 1)
+    assert torch.isfinite(empty).all()
+    assert torch.equal(empty[0], empty[1])
+    directions = torch.nn.functional.normalize(torch.randn(8, 3), dim=-1).to(dtype)
+    one = net(2.5 * directions, torch.full((8,), 14), torch.arange(9))
+    assert_close(one, one[:1].expand_as(one), dtype)
+    assert (one[0] - empty[0]).abs() > 1e-4
+    far = net(6 * directions, torch.full((8,), 14), torch.arange(9))
+    assert_close(far, empty[:1].expand_as(far), dtype)
+
+
+def test_elements_and_distances_matter():
+    net = build(weights="perturbed")
+    positions, ptr = torch.tensor([[2.0, 0, 0]]), torch.tensor([0, 1])
+    values = [net(positions, torch.tensor([z]), ptr).item() for z in ELEMENTS]
+    values.append(net(positions * 1.5, torch.tensor([14]), ptr).item())
+    assert len({round(v, 6) for v in values}) == len(values)
+
+
+# ------------------------------------------------------------------- gradients, determinism
+
+
+TINY = X3MatConfig(l_max=1, m_max=1, channels=2, heads=1, layers=2, cutoff=3.0, radius=4.0,
+                   radial_functions=4, radial_hidden=2, feed_forward=2)
+
+
+def test_gradients_agree_with_finite_differences():
+    net = build(TINY, "perturbed")
+    positions, species, ptr = windows_at_random((1, 4), radius=4.0)
+    sizes = [p.numel() for p in net.parameters()]
+
+    def function(positions, flat):
+        state = {name: part.reshape(p.shape) for (name, p), part in
+                 zip(net.named_parameters(), flat.split(sizes), strict=True)}
+        return torch.func.functional_call(net, state, (positions, species, ptr))
+
+    flat = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
+    inputs = positions.requires_grad_(), flat.requires_grad_()
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True, atol=1e-6)
+
+
+def test_gradient_in_chunks_is_the_gradient_of_the_whole():
+    net = build(weights="perturbed")
+    positions, species, ptr = windows_at_random((4, 0, 9, 6, 11, 3))
+    batch = Batch(positions, species, ptr, crystal=torch.tensor([0, 0, 0, 1, 1, 1]),
+                  share=torch.tensor([0.5, 0.2, 0.3, 0.1, 0.6, 0.3]), target=torch.zeros(2, 1))
+    gradients = []
+    for max_atoms in (10, 10_000):
+        net.zero_grad()
+        predict_mean(net, batch, max_atoms).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert gradients[1].abs().max() > 1e-3
+    assert_close(gradients[0], gradients[1])
+
+
+def test_all_parameters_are_used():
+    net = build()
+    positions, species, ptr = windows_at_random()
+    net(positions, species, ptr).square().sum().backward()
+    assert not [name for name, p in net.named_parameters() if p.grad is None]
+
+
+def test_same_input_same_output_and_no_global_random_numbers(dtype):
+    net = build(dtype=dtype)
+    inputs = windows_at_random(dtype=dtype)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert torch.equal(net(*inputs), net(*inputs))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_contributions_of_a_crystal_do_not_depend_on_the_chunks():
+    windows = sample_windows(databases.iza("SOD"))
+    net = build()
+    whole = net.contributions(windows)
+    assert whole.shape == (windows.n_orbits, 1)
+    assert_close(net.contributions(windows, max_atoms=100), whole)
+
+
+def test_mean_degree_is_the_mean_sum_of_weights():
+    net = build()
+    positions, _, ptr = windows_at_random((2, 0))
+    r = positions.norm(dim=-1)
+    inside = model.envelope(r / 6)
+    pair = model.envelope((positions[0] - positions[1]).norm() / 3.5)
+    expected = torch.stack([inside.sum() / 2, pair * inside.sum() / 2])
+    assert_close(net.mean_degree(positions, ptr), expected)
+
+
+# ---------------------------------------------------------------- checkpoints, configuration
+
+
+def test_checkpoint_round_trip(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    net = build(weights="perturbed", dtype=torch.float32)
+    net.shift.fill_(3.0), net.scale.fill_(2.0)
+    about = {"application": "test", "unit": "g/L", "train": ["LTA"], "domain": {"species": [8, 14]}}
+    path = tmp_path / "model.pt"
+    model.save_checkpoint(path, net, about)
+    assert set(torch.load(path, weights_only=True)) == {"config", "state", "about"}
+    again, described = model.load_checkpoint(path)
+    assert (described, again.config) == (about, net.config)
+    inputs = windows_at_random(dtype=torch.float32)
+    assert torch.equal(again(*inputs), net(*inputs))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
+def test_unusable_checkpoints_are_refused(tmp_path, content):
+    path = tmp_path / "bad.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"bad\.pt"):
+        model.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"m_max": 3}, {"heads": 3}, {"channels": 0}, {"cutoff": -1.0}, {"l_max": -1}]
+)
+def test_unusable_configurations_are_refused(wrong):
+    with pytest.raises(ModelError, match=str(next(iter(wrong.values())))):
+        X3MatConfig(**wrong)
