@@ -41,6 +41,9 @@ class Application:
         Columns of ``data/<name>/labels.csv`` with the targets, one for each output.
     crystal : callable
         The crystal of a name in the table's first column.
+    hyper_parameters : dict
+        What its training sets differently from :class:`x3mat.training.TrainConfig`; those of the
+        model under "model".
     """
 
     name: str
@@ -49,6 +52,7 @@ class Application:
     conditions: str
     columns: tuple[str, ...]
     crystal: Callable[[str], Crystal]
+    hyper_parameters: dict
 
     @property
     def folder(self) -> Path:
@@ -72,6 +76,7 @@ ZEOLITE_N2 = Application(
     conditions="298 K, 1 bar, pure silica",
     columns=("n2_g_L",),
     crystal=databases.iza,
+    hyper_parameters={},
 )
 
 APPLICATIONS = {a.name: a for a in (ZEOLITE_N2,)}

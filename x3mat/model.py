@@ -338,7 +338,8 @@ class Attention(nn.Module):
         self.first = SO2Convolution(l_max, m_max, c, c, extra=(1 + l_max) * c + self.n_logits)
         self.second = SO2Convolution(l_max, m_max, c, c)
         self.logit_norm = nn.LayerNorm(self.LOGIT_CHANNELS)
-        self.logit = nn.Parameter(torch.empty(self.heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25))
+        logit = torch.empty(self.heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25)
+        self.logit = nn.Parameter(logit)
         self.project = SphericalLinear(l_max, c, c)
 
     def forward(

@@ -9,6 +9,8 @@ backward pass: memory is bounded by the chunk, the gradient is that of the whole
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -23,9 +26,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
+from x3mat import paths, results
 from x3mat.applications import Application
+from x3mat.descriptors import describe
 from x3mat.errors import DataError
-from x3mat.model import X3Mat, X3MatConfig, chunks
+from x3mat.model import X3Mat, X3MatConfig, chunks, save_checkpoint
 from x3mat.sampling import Windows, sample_windows
 
 
@@ -40,7 +45,8 @@ class TrainConfig:
     crystals_per_step : int
         Batch size.
     windows_per_crystal : int
-        Grid points drawn without replacement from each crystal and step; all if it has fewer.
+        Windows drawn from each crystal and step (see :class:`CrystalWindows`); crystals with
+        fewer orbits give all.
     learning_rate, weight_decay, clip : float
         AdamW's peak rate and decay; largest norm of the gradient.
     warm_up : float
@@ -90,8 +96,9 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     parts = chunks(batch.ptr.tolist(), max_atoms)
     contributions = []
     for a, b in parts:
-        start, stop = batch.ptr[a], batch.ptr[b]
-        inputs = batch.positions[start:stop], batch.species[start:stop], batch.ptr[a : b + 1] - start
+        ptr = batch.ptr[a : b + 1]
+        atoms = slice(ptr[0], ptr[-1])
+        inputs = batch.positions[atoms], batch.species[atoms], ptr - ptr[0]
         if len(parts) > 1 and torch.is_grad_enabled():
             contributions.append(checkpoint(model, *inputs, use_reentrant=False))
         else:
@@ -106,8 +113,11 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
 class CrystalWindows(Dataset):
     """Windows of crystals with targets; item i gives some or all windows of crystal i.
 
-    Which windows are drawn depends on (seed, epoch, crystal) alone, so that a resumed run sees
-    the same ones as an uninterrupted run.
+    A crystal with more than ``windows_per_crystal`` orbits gives a systematic sample of that
+    size: equally spaced points, with a random start, on the line on which each orbit takes as
+    much room as it has grid points. An orbit is hit in proportion to its multiplicity, so that the
+    sample's mean is unbiased. Which windows are drawn depends on (seed, epoch, crystal) alone, so
+    that a resumed run sees the same ones as an uninterrupted run.
     """
 
     def __init__(
@@ -128,10 +138,12 @@ class CrystalWindows(Dataset):
         """Windows, which of them, their shares, and the target."""
         windows = self.windows[i]
         index, counts = np.arange(windows.n_orbits), windows.weights
-        if self.windows_per_crystal is not None and self.windows_per_crystal < windows.n_windows:
+        if self.windows_per_crystal is not None and self.windows_per_crystal < windows.n_orbits:
             rng = np.random.default_rng([self.seed, self.epoch, i])
-            drawn = rng.choice(windows.n_windows, self.windows_per_crystal, replace=False)
-            index, counts = np.unique(windows.orbit[drawn], return_counts=True)
+            spacing = windows.n_windows / self.windows_per_crystal
+            drawn = (rng.random() + np.arange(self.windows_per_crystal)) * spacing
+            ends = np.cumsum(windows.weights)
+            index, counts = np.unique(np.searchsorted(ends, drawn, "right"), return_counts=True)
         return windows, index, counts / counts.sum(), self.targets[i]
 
 
@@ -301,8 +313,6 @@ def train(
 
 
 def _history(path: Path) -> list[dict[str, float]]:
-    import pandas as pd
-
     table = pd.read_csv(path).groupby("epoch").first()
     return [{"epoch": int(epoch), **{k: float(row[k]) for k in ("train_mae", "val_mae")
                                      if k in row and np.isfinite(row[k])}}
@@ -328,6 +338,166 @@ def application_windows(
             for name in names]
 
 
-def describe_config(config: TrainConfig) -> dict:
-    """Plain dictionary of all hyper-parameters, for result files and checkpoints."""
-    return asdict(config)
+# --------------------------------------------------------------------------- applications
+
+
+def train_config(application: Application, changes: Sequence[str] = ()) -> TrainConfig:
+    """The application's hyper-parameters, with changes such as "epochs=10", "model.channels=8".
+
+    >>> from x3mat.applications import application
+    >>> train_config(application("zeolite-n2"), ["epochs=3", "model.l_max=1"]).model.l_max
+    1
+    """
+    config = asdict(TrainConfig())
+    known = application.hyper_parameters
+    config = {**config, **known, "model": {**config["model"], **known.get("model", {})}}
+    for change in changes:
+        key, _, text = change.partition("=")
+        group, name = (config["model"], key[6:]) if key.startswith("model.") else (config, key)
+        if name not in group or name == "model":
+            raise DataError(change, f"{key!r} is not a hyper-parameter",
+                            f"choose from {sorted(set(config) - {'model'})} and model.*: "
+                            f"{sorted(config['model'])}")
+        try:
+            group[name] = type(group[name])(text)
+        except ValueError:
+            raise DataError(change, f"{text!r} is not a {type(group[name]).__name__}",
+                            f"give a number, for instance {key}={group[name]}") from None
+    return TrainConfig(**{**config, "model": X3MatConfig(**config["model"])})
+
+
+def train_fold(
+    application: Application,
+    fold: int,
+    config: TrainConfig,
+    *,
+    models: Path | None = None,
+    records: Path | None = None,
+    runs: str | Path = "runs",
+    limit: int | None = None,
+    device: str = "auto",
+    devices: int | str = 1,
+    progress: bool = True,
+) -> dict:
+    """Train on one fold of an application, predict its rest, write checkpoint and record.
+
+    Parameters
+    ----------
+    application : Application
+    fold : int
+    config : TrainConfig
+    models, records : path, optional
+        Folders of the checkpoint ``fold{k}-seed{s}.pt`` and of the record ``fold{k}-seed{s}.json``
+        (history, predictions of the rest, provenance); default ``data/models/<application>`` and
+        ``data/results/<application>/runs``.
+    runs : path
+        Folder of resumable states; a finished run is not repeated unless its state is deleted.
+    limit : int, optional
+        Use only the first so many crystals of the training set and of each half (smoke runs).
+
+    Returns
+    -------
+    dict
+        The record.
+    """
+    split, labels = application.folds()[fold], application.labels()
+    cut = slice(limit)
+    names = [split.train[cut], *(half[cut] for half in split.halves)]
+    targets = [labels.loc[list(part), list(application.columns)].to_numpy(float) for part in names]
+    windows = [application_windows(application, part, config.model) for part in names]
+    tag = f"fold{fold}-seed{config.seed}"
+    result = train(config, windows[0], targets[0], windows[1], targets[1],
+                   Path(runs) / application.name / tag, device=device, devices=devices,
+                   progress=progress)
+    predictions = [
+        {"name": name, "half": half, "label": y.tolist(), "predicted": p.tolist()}
+        for half in (0, 1)
+        for name, y, p in zip(names[half + 1], targets[half + 1],
+                              evaluate(result.model, windows[half + 1]), strict=True)
+    ]
+    folder = models or paths.data() / "models" / application.name
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "application": application.name, "property": application.property,
+        "unit": application.unit, "conditions": application.conditions,
+        "columns": list(application.columns), "fold": fold, "seed": config.seed,
+        "train": list(names[0]), "domain": _domain(application, names[0]),
+        "data_hash": hashlib.sha256((application.folder / "labels.csv").read_bytes()).hexdigest(),
+        "training": asdict(config),
+    }
+    save_checkpoint(folder / f"{tag}.pt", result.model, about)
+    mae = np.mean([np.abs(np.subtract(p["predicted"], p["label"])) for p in predictions])
+    record = {
+        "application": application.name, "fold": fold, "n_train": len(names[0]),
+        "rest_mae": float(mae), "unit": application.unit, "config": asdict(config),
+        "device": device, "history": result.history, "predictions": predictions,
+    }
+    path = (records or paths.results(application.name) / "runs") / f"{tag}.json"
+    return results.read_json(results.write(
+        path.absolute(), record, seed=config.seed, wall_s=result.wall_s,
+        command=f"x3mat train {application.name} --fold {fold} --seed {config.seed}",
+    ))
+
+
+def _domain(application: Application, names: Sequence[str]) -> dict:
+    crystals = [application.crystal(name) for name in names]
+    described = [describe(crystal) for crystal in crystals]
+    ranges = {key: [min(values), max(values)] for key in
+              ("density", "void_fraction", "largest_cavity")
+              if (values := [float(getattr(d, key)) for d in described])}
+    return {"species": sorted({int(z) for c in crystals for z in np.unique(c.species)}), **ranges}
+
+
+def summarize(application: Application) -> dict:
+    """Collect all records of an application into ``data/results/<application>/summary.json``.
+
+    Each crystal is in the rest of one fold, so each seed predicts every crystal once, by a model
+    that never saw it. ``test_mae`` and ``test_r2`` are means over seeds; the interval is the
+    2.5-97.5 % range of ``test_mae`` over 10,000 bootstrap samples of the crystals.
+    """
+    folder = paths.results(application.name)
+    records = [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("fold*.json"))]
+    if not records:
+        raise DataError(application.name, "no training run is recorded",
+                        f"run x3mat train {application.name}")
+    rows = pd.DataFrame([
+        {"name": p["name"], "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
+         "label": p["label"][0], "predicted": p["predicted"][0]}
+        for r in records for p in r["predictions"]
+    ])
+    complete = rows.groupby("seed").fold.nunique()
+    seeds = sorted(int(s) for s in complete.index[complete == len(application.folds())])
+    if not seeds:
+        raise DataError(application.name, "no seed has runs of all folds",
+                        f"run x3mat train {application.name} for the missing folds")
+    rows = rows[rows.seed.isin(seeds)]
+    wide = rows.pivot(index="name", columns="seed", values="predicted")
+    label = rows.groupby("name").label.first()
+    errors = (wide.sub(label, axis=0)).abs().to_numpy()  # (crystals, seeds)
+    r2 = 1 - (wide.sub(label, axis=0) ** 2).sum() / ((label - label.mean()) ** 2).sum()
+    rng = np.random.default_rng(0)
+    draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
+    together = wide.mean(axis=1)
+    used = [r for r in records if r["provenance"]["seed"] in seeds]
+    table = pd.DataFrame({"label": label, "predicted": together, "spread": wide.std(axis=1)})
+    table.round(4).to_csv(folder / "predictions.csv")
+    summary = {
+        "application": application.name, "property": application.property,
+        "conditions": application.conditions, "unit": application.unit,
+        "test_mae": float(errors.mean()), "test_r2": float(r2.mean()),
+        "test_mae_of_each_seed": errors.mean(0).tolist(),
+        "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
+        "mae_of_mean_over_seeds": float((together - label).abs().mean()),
+        "r2_of_mean_over_seeds":
+            float(1 - ((together - label) ** 2).sum() / ((label - label.mean()) ** 2).sum()),
+        "test_mae_of_each_fold": rows.assign(e=(rows.predicted - rows.label).abs())
+            .groupby("fold").e.mean().tolist(),
+        "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
+        "n_test": len(label), "folds": len(application.folds()), "seeds": seeds,
+        "config": used[0]["config"], "training_hardware": used[0]["provenance"]["hardware"],
+        "training_wall_s": sum(r["provenance"]["wall_s"] for r in used),
+    }
+    return results.read_json(results.write(
+        folder / "summary.json", summary, seed=seeds, wall_s=summary["training_wall_s"],
+        command=f"x3mat train {application.name} --summarize",
+    ))
