@@ -1,7 +1,7 @@
 """Grand-canonical Monte Carlo (GCMC) of a gas in a rigid zeolite with RASPA3.
 
 The engine is RASPA3 (Ran et al., J. Chem. Phys. 161, 114106 (2024)) through its Python package
-`raspalib`, which is optional: ``pip install x3mat[gcmc]``. Every simulation runs in a process of
+`raspalib`, which is optional: ``pip install x3mat[labels]``. Every simulation runs in a process of
 its own, because an error inside the C++ library aborts the process.
 
 Force field: rigid three-site TraPPE N2 (Potoff and Siepmann, AIChE J. 47, 1676 (2001)) in rigid
