@@ -60,10 +60,14 @@ BOXES = {
     "sidebar": "", "prf:theorem": "Theorem", "prf:lemma": "Lemma", "prf:proof": "Proof",
     "prf:definition": "Definition", "prf:proposition": "Proposition", "prf:example": "Example",
     "prf:remark": "Remark", "prf:corollary": "Corollary", "prf:algorithm": "Algorithm",
-    "exercise": "Exercise", "exercise-start": "Exercise",
+    "exercise": "Exercise",
 }  # fmt: skip
+OPENING = ["<details>", "<summary>Solution</summary>", ""]
 FENCE = re.compile(r"^(?P<fence>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w:-]+)\})?\s*(?P<arg>.*)$")
-ROLE = re.compile(r"\{(?P<role>[A-Za-z][\w:-]*)\}`(?P<text>[^`]+)`")
+# a role, or a code span (which stays as it is)
+ROLE = re.compile(
+    r"\{(?P<role>[A-Za-z][\w:-]*)\}`(?P<text>[^`]+)`|(?P<tick>`+)[^`].*?(?<!`)(?P=tick)(?!`)", re.S
+)
 LEFTOVER = re.compile(r"\{[A-Za-z][\w:-]*\}`|^\s*(?:`{3,}|:{3,})\{|^\([\w:-]+\)=\s*$|\[\^", re.M)
 
 
@@ -74,6 +78,11 @@ class ExportError(ValueError):
 def page_url(source: Path) -> str:
     """Address of a source page in the published book."""
     return f"{BOOK}/{source.relative_to(ROOT).with_suffix('.html').as_posix()}"
+
+
+def anchor(label: str) -> str:
+    """The id that Sphinx makes of a label."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def title_of(source: Path) -> str:
@@ -95,7 +104,9 @@ class Library:
             text = page.read_text(encoding="utf-8")
             chapter = re.match(r"\d+", page.stem)
             labels = re.findall(
-                r"^\$\$ *\(([\w:-]+)\)|^[`:]{3,}\{math\}[^`]*?^:label: *([\w:-]+)", text, re.M | re.S
+                r"^\$\$ *\(([\w:-]+)\)|^[`:]{3,}\{math\}[^`]*?^:label: *([\w:-]+)",
+                text,
+                re.M | re.S,
             )
             for number, label in enumerate(labels, 1):
                 prefix = f"{int(chapter[0])}." if chapter else ""
@@ -133,18 +144,20 @@ class Chapter:
         return re.sub(r"\]\(#[^)]*\)", f"]({page_url(self.source)})", text)
 
     def link(self, match: re.Match) -> str:
-        path, _, anchor = match[1].partition("#")
+        path, _, place = match[1].partition("#")
         target = (
             ROOT / path.lstrip("/") if path.startswith("/") else self.source.parent / path
         ).resolve()  # fmt: skip
         if not target.is_file():
             raise ExportError(f"link to {match[1]!r}: no such file")
         if target.suffix in (".md", ".ipynb") and target.parent.name in ("notebooks", "book"):
-            return f"]({page_url(target)}{'#' + anchor if anchor else ''})"
+            return f"]({page_url(target)}{'#' + place if place else ''})"
         return f"]({RAW}/{target.relative_to(ROOT).as_posix()})"
 
     def role(self, match: re.Match) -> str:
         role, text = match["role"], match["text"]
+        if role is None:
+            return match[0]
         label, target = text, text
         if named := re.fullmatch(r"(.+?)\s*<([^<>]+)>", text, re.S):
             label, target = named[1], named[2]
@@ -154,11 +167,12 @@ class Chapter:
             return ", ".join(links) if role == "cite:t" else f"({'; '.join(links)})"
         if role == "eq":
             number, page = self.library.equations[target]
-            return f"({number})" if page == self.source else f"[({number})]({page_url(page)})"
+            url = f"{page_url(page)}#equation-{anchor(target)}"
+            return f"({number})" if page == self.source else f"[({number})]({url})"
         if role in ("ref", "numref", "prf:ref"):
             title, page = self.library.targets[target]
             shown = label if label != target else title
-            return f"[{shown}]({page_url(page)}#{target.replace('_', '-').lower()})"
+            return f"[{shown}]({page_url(page)}#{anchor(target)})"
         if role == "doc":
             page = (
                 ROOT / (target.lstrip("/") + ".md") if target.startswith("/")
@@ -180,6 +194,7 @@ class Chapter:
         while body and (option := re.match(r"^:([\w-]+): *(.*)$", body[0])):
             options[option[1]] = option[2]
             body = body[1:]
+        body = "\n".join(body).strip("\n").split("\n")
         folded = "dropdown" in options.get("class", "")
         if name == "if-results":
             return self.lines(body) if results_exist(arg) else []
@@ -188,18 +203,20 @@ class Chapter:
             return ["$$", *body, *([rf"\tag{{{number}}}"] if number else []), "$$"]
         if name in ("figure", "image"):
             return [self.inline(f"![{options.get('alt', '')}]({arg})"), "", *self.lines(body)]
+        if name == "exercise-start":
+            return [f"**{'. '.join(filter(None, ['Exercise', self.inline(arg)]))}**", ""]
         if name == "exercise-end":
             return []
         if name == "solution-start":
             self.solution = True
-            return []
+            return OPENING
         if name == "solution-end":
             self.solution = False
-            return []
+            return ["", "</details>"]
         if name in ("solution", "dropdown") or (name in BOXES and folded):
             title = self.inline(arg) if name != "solution" and arg else BOXES.get(name, "Solution")
-            return ["<details>", f"<summary>{title}</summary>", "", *self.lines(body), "",
-                    "</details>"]  # fmt: skip
+            opening = ["<details>", f"<summary>{title}</summary>", ""]
+            return [*opening, *self.lines(body), "", "</details>"]
         if name in BOXES:
             title = ". ".join(filter(None, [BOXES[name], self.inline(arg)]))
             inner = self.lines(body)
@@ -248,11 +265,11 @@ class Chapter:
     def markdown(self, text: str) -> str:
         was_solution = self.solution
         # a citation or reference may be broken over lines: join inside roles first
-        text = re.sub(ROLE, lambda m: " ".join(m[0].split()), text)
-        out = "\n".join(self.lines(text.split("\n"))).strip("\n")
-        if out and (was_solution or self.solution):
-            out = f"<details>\n<summary>Solution</summary>\n\n{out}\n\n</details>"
-        outside = re.sub(r"^```.*?^```", "", out, flags=re.M | re.S)
+        text = ROLE.sub(lambda m: " ".join(m[0].split()) if m["role"] else m[0], text)
+        lines = [*(OPENING if was_solution else []), *self.lines(text.split("\n"))]
+        out = "\n".join([*lines, *(["", "</details>"] if self.solution else [])])
+        out = re.sub(r"<details>\n<summary>Solution</summary>\s*</details>", "", out).strip("\n")
+        outside = ROLE.sub(lambda m: m[0] if m["role"] else "", out)
         if found := LEFTOVER.search(outside):
             raise ExportError(f"left over: {found[0]!r}")
         return re.sub(r"\n{3,}", "\n\n", out)
@@ -288,7 +305,7 @@ class Chapter:
                 },
                 "language_info": {"name": "python"},
                 "x3mat": dict(read.metadata.get("x3mat", {})),
-            }  # fmt: skip
+            }
         )
         nbformat.validate(notebook)
         return notebook
@@ -318,9 +335,11 @@ def readme(text: str) -> str:
         )
     table = "\n".join(rows)
     return re.sub(
-        r"(<!-- chapters -->\n).*?(\n<!-- /chapters -->)",
-        lambda match: match[1] + table + match[2], text, flags=re.S,
-    )  # fmt: skip
+        r"(<!-- chapters -->\n).*?(<!-- /chapters -->)",
+        lambda match: f"{match[1]}\n{table}\n\n{match[2]}",
+        text,
+        flags=re.S,
+    )
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from result_values import RESULTS, result_value, results_exist  # noqa: E402
+from result_values import RESULTS, result_value, results_exist
 
 ROOT = Path(__file__).resolve().parents[2]
 
