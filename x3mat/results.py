@@ -83,14 +83,14 @@ def provenance(*, seed: int | list[int] | None, command: str, wall_s: float) -> 
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` with numpy scalars and arrays turned into Python's, non-finite numbers into None."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -105,7 +105,7 @@ def write_json(path: str | Path, payload: Any) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(_plain(payload), file, indent=1, ensure_ascii=False, allow_nan=False)
+            json.dump(plain(payload), file, indent=1, ensure_ascii=False, allow_nan=False)
             file.write("\n")
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
