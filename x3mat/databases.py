@@ -29,6 +29,7 @@ from x3mat.errors import CrystalError, DataError
 Subset = Literal["ASR", "FSR"]
 SUBSETS = ("ASR", "FSR")
 _CACHE_FORMAT = 1
+_FEW = 3  # crystals that a process reads singly before it makes a cache of the archive
 
 
 def iza_codes() -> tuple[str, ...]:
@@ -123,8 +124,9 @@ def core_mof_table(subset: Subset = "ASR") -> dict[str, dict[str, str]]:
 def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
     """A crystal of CoRE MOF 2019.
 
-    The first call reads the whole archive (about a minute) into a compact file in the user's
-    cache folder; later calls read that file.
+    The first few crystals are taken straight from the archive, which takes seconds. Whoever wants
+    more has the whole archive read (about a minute) into a compact file in the user's cache
+    folder, and later calls read that file.
 
     Raises
     ------
@@ -133,10 +135,14 @@ def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
     CrystalError
         The crystal is refused; several hundred have overlapping atoms.
     """
-    table = _core_mof_arrays(subset)
-    index = table["index"].get(name)
-    if index is None:
-        raise _unknown(name, name, table["index"], f"CoRE MOF 2019 {subset} name")
+    known = core_mof_table(subset)
+    if name not in known:
+        raise _unknown(name, name, known, f"CoRE MOF 2019 {subset} name")
+    if _core_mof_single.cache_info().misses < _FEW and not _cache_path(subset).exists():
+        table = _core_mof_single(name, subset)
+    else:
+        table = _core_mof_arrays(subset)
+    index = table["index"][name]
     if table["cause"][index]:
         raise CrystalError(name, str(table["cause"][index]), "Restore the CIF.")
     part = slice(table["ptr"][index], table["ptr"][index + 1])
@@ -157,16 +163,28 @@ def core_mofs(subset: Subset = "ASR") -> Iterator[Crystal | CrystalError]:
 
 @lru_cache(maxsize=1)
 def _core_mof_arrays(subset: Subset) -> dict:
-    archive = _core_mof_folder(subset) / f"2019-{subset}.tar.xz"
-    version = metadata.version("core-mof")
-    path = paths.cache() / f"core-mof-{version}-{subset}-v{_CACHE_FORMAT}.npz"
+    path = _cache_path(subset)
     try:
         table = _load(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
-        _write_atomically(path, _read_archive(archive))
+        _write_atomically(path, _read_archive(_archive(subset)))
         table = _load(path)
     table["index"] = {name: i for i, name in enumerate(table["names"].tolist())}
     return table
+
+
+@lru_cache(maxsize=_FEW)
+def _core_mof_single(name: str, subset: Subset) -> dict:
+    return {**_read_archive(_archive(subset), name), "index": {name: 0}}
+
+
+def _archive(subset: Subset) -> Path:
+    return _core_mof_folder(subset) / f"2019-{subset}.tar.xz"
+
+
+def _cache_path(subset: Subset) -> Path:
+    version = metadata.version("core-mof")
+    return paths.cache() / f"core-mof-{version}-{subset}-v{_CACHE_FORMAT}.npz"
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -174,19 +192,24 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _read_archive(archive: Path) -> dict[str, np.ndarray]:
-    """All CIFs of an archive as flat arrays; those that cannot be parsed with their cause."""
+def _read_archive(archive: Path, only: str | None = None) -> dict[str, np.ndarray]:
+    """All CIFs of an archive, or `only` one of them, as flat arrays; those that cannot be parsed
+    with their cause."""
     found = {}
     with tarfile.open(archive, "r|xz") as tar:
         for member in tar:
             if not (member.isfile() and member.name.endswith(".cif")):
                 continue
             name = Path(member.name).stem
+            if only not in (None, name):
+                continue
             try:
                 text = tar.extractfile(member).read().decode("utf-8", "replace")
                 found[name] = (*parse_cif(text, name), "")
             except CrystalError as error:
                 found[name] = np.zeros((3, 3)), np.zeros(0), np.zeros((0, 3)), error.cause
+            if only == name:
+                break
     names = sorted(found)
     counts = [len(found[name][1]) for name in names]
     return {

@@ -131,7 +131,7 @@ def sample_windows(
     >>> from x3mat import databases
     >>> windows = sample_windows(databases.iza("LTA"))
     >>> windows.grid, windows.n_windows, windows.n_orbits
-    ((12, 12, 12), 1728, 56)
+    ((6, 6, 6), 216, 20)
     """
     if not (0 < radius < 100 and step > 0):
         raise DataError(
