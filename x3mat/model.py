@@ -417,7 +417,7 @@ class EdgeFeatures:
     sender: Tensor  # (E,) species of src
     receiver: Tensor  # (E,) species of dst
 
-    def select(self, index: Tensor | slice) -> EdgeFeatures:
+    def select(self, index: slice) -> EdgeFeatures:
         return EdgeFeatures(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
@@ -475,20 +475,22 @@ class X3Mat(nn.Module):
             Offsets of the windows.
         """
         n_windows = len(ptr) - 1
-        edges, vectors = self._edges(positions, species, ptr)
-        wigner = self.wigner(edge_frames(vectors)) * self._directed(vectors)[:, None, :]
+        edges, vectors, n_probe = self._edges(positions, species, ptr)
         node_species = torch.cat([species.new_zeros(n_windows), species])
         x = self._embed(node_species, edges, vectors, n_windows)
+        # Only the probes are read out: the last block needs no edges but theirs, the first n_probe.
+        if len(self.blocks) == 1:
+            vectors = vectors[:n_probe]
+        wigner = self.wigner(edge_frames(vectors)) * self._directed(vectors)[:, None, :]
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
-        # Only the probes are read out: the last block needs no other edges.
-        to_probe = edges.dst < n_windows
-        x = self.blocks[-1](x, slice(n_windows), edges.select(to_probe), wigner[to_probe])
+        x = self.blocks[-1](x, slice(n_windows), edges.select(slice(n_probe)), wigner[:n_probe])
         return self.shift + self.scale * self.head(self.norm(x)[:, 0])
 
     def _edges(
         self, positions: Tensor, species: Tensor, ptr: Tensor
-    ) -> tuple[EdgeFeatures, Tensor]:
+    ) -> tuple[EdgeFeatures, Tensor, int]:
+        """Edges to probes, then edges between atoms; their vectors; how many are to probes."""
         pairs, probes = window_edges(positions, ptr, self.config.cutoff, self.config.radius)
         n_windows = len(ptr) - 1
         vectors = torch.cat([probes.vector, pairs.vector])
@@ -503,7 +505,7 @@ class X3Mat(nn.Module):
             basis=basis,
             sender=species[src],
             receiver=torch.cat([torch.zeros_like(probes.dst), species[pairs.dst]]),
-        ), vectors
+        ), vectors, len(probes.src)
 
     def _embed(
         self, species: Tensor, edges: EdgeFeatures, vectors: Tensor, n_windows: int
