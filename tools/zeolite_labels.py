@@ -60,10 +60,10 @@ def follow_up(code: str, seed: int, folder: Path, pilot: int) -> raspa.GCMCSetti
     """Settings of a further seed: a length fixed beforehand, from the error of the pilot run.
 
     A run that stops when its own error looks small is slightly biased; one of fixed length is
-    not. The length aims at an error of 3 % or 0.03 g per litre, between 250 and 1,200 cycles.
+    not. The length aims at an error of 3.5 % or 0.03 g per litre, between 250 and 1,200 cycles.
     """
     record = results.read_json(folder / f"{code}-{pilot}.json")
-    target = max(0.03 * record["n2_g_L"], 0.03)
+    target = max(0.035 * record["n2_g_L"], 0.03)
     cycles = record["cycles"] * (record["error_g_L"] / target) ** 2
     return replace(LABEL, seed=seed).fixed(10 * round(min(max(cycles, 250), 1200) / 10))
 
@@ -132,6 +132,19 @@ def pooled(values: np.ndarray, cycles: np.ndarray) -> tuple[float, float]:
     return float(share @ values[:, 0]), float(np.sqrt(np.sum((share * values[:, 1]) ** 2)))
 
 
+def with_weights(record: dict, weights: np.ndarray) -> dict:
+    """The record with its two estimates combined by the given weights."""
+    (counting, counting_error), (insertion, insertion_error) = (
+        record["counting_g_L"],
+        record["insertion_g_L"],
+    )
+    return {
+        **record,
+        "n2_g_L": float(weights @ [counting, insertion]),
+        "error_g_L": float(np.hypot(*(weights * [counting_error, insertion_error]))),
+    }
+
+
 def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] | None:
     """The table's row of a framework from all its runs, and what the summary needs besides.
 
@@ -145,14 +158,18 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
     for file in files:
         with np.load(file.with_suffix(".npz")) as arrays:
             runs.append({k: arrays[k].astype(np.int64) for k in ("counts", "centres")})
+    pilot = records[0]
+    if len(records) > 1:  # the pilot only set the lengths of the others, and the weights
+        records, runs = records[1:], runs[1:]
     cycles = np.array([r["cycles"] for r in records], dtype=float)
     counting, insertion = (
         pooled(np.array([r[key] for r in records]), cycles)
         for key in ("counting_g_L", "insertion_g_L")
     )
-    weights = np.array([counting[1] ** -2, insertion[1] ** -2])
-    uptake = float(weights @ [counting[0], insertion[0]] / weights.sum())
-    error = float(weights.sum() ** -0.5)
+    weights = np.array([pilot[k][1] ** -2.0 for k in ("counting_g_L", "insertion_g_L")])
+    weights /= weights.sum()
+    uptake = float(weights @ [counting[0], insertion[0]])
+    error = float(np.hypot(*(weights * [counting[1], insertion[1]])))
     crystal = databases.iza(code)
     guest = raspa.load_force_field(LABEL.force_field)["guest"]["molar_mass"]
     fractions = dict.fromkeys(THRESHOLDS, (np.nan, np.nan))
@@ -175,6 +192,7 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
         "insertion_g_L": insertion[0],
         "error_insertion_g_L": insertion[1],
         "n_closed_regions": closed,
+        "weight_counting": float(weights[0]),
         "cycles": sum(r["cycles"] for r in records),
         "seeds": " ".join(str(r["seed"]) for r in records),
         "cycles_per_seed": " ".join(str(r["cycles"]) for r in records),
@@ -182,7 +200,8 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
         "raspalib": "/".join(sorted({r["versions"]["raspalib"] for r in records})),
     }
     extra = {
-        "records": records,
+        "records": [with_weights(r, weights) for r in records],
+        "pilot": pilot,
         "blocked": {t: uptake * f for t, (f, _) in fractions.items()},
     }
     return row, extra
@@ -198,7 +217,7 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
     chi2, freedom = 0.0, 0
     for extra in extras.values():
         values = np.array([[r["n2_g_L"], r["error_g_L"]] for r in extra["records"]])
-        weights = values[:, 1] ** -2
+        weights = values[:, 1] ** -2.0
         centre = weights @ values[:, 0] / weights.sum()
         chi2 += float(weights @ (values[:, 0] - centre) ** 2)
         freedom += len(values) - 1
@@ -252,8 +271,10 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
         },
         "error_kind": (
             "standard error within runs, corrected for autocorrelation, pooled over seeds by "
-            "cycles; counting and test insertion combined by inverse variance; times error_scale "
-            "= sqrt(chi2 / degrees of freedom) between seeds where that exceeds 1"
+            "cycles; counting and test insertion combined with the inverse variances of the "
+            "pilot run (first seed), which is not part of the labels and set the length of the "
+            "others; times error_scale = sqrt(chi2 / degrees of freedom) between seeds where "
+            "that exceeds 1"
         ),
         "error_scale": scale,
         "chi2_between_seeds": chi2,
@@ -262,6 +283,9 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
         "rms_z_between_estimators": float(np.sqrt(np.mean(np.square(methods)))),
         "total_cycles": int(sum(r["cycles"] for r in rows)),
         "total_run_wall_s": float(sum(r["wall_s"] for r in rows)),
+        "pilot_run_wall_s": float(sum(e["pilot"]["wall_s"] for e in extras.values())),
+        "mean_counting_g_L": float(np.mean([r["counting_g_L"] for r in rows])),
+        "mean_insertion_g_L": float(np.mean([r["insertion_g_L"] for r in rows])),
         "settings": {k: v for k, v in asdict(LABEL).items() if k != "seed"},
         "note": "wall_s of provenance is that of collecting; total_run_wall_s adds up all runs",
     }  # fmt: skip

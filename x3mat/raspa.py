@@ -405,7 +405,7 @@ def simulate(crystal: Crystal, settings: GCMCSettings | None = None) -> GCMCResu
         job_path, out_path = Path(folder, "job.json"), Path(folder, "out.npz")
         job_path.write_text(json.dumps(job), encoding="utf-8")
         script = Path(__file__).with_name("_raspa_job.py")
-        limit = 20 * settings.max_seconds + 120  # wall time, also on a busy machine
+        limit = min(20 * settings.max_seconds + 120, 86_400.0)  # wall time, on a busy machine
         try:
             done = subprocess.run(
                 [sys.executable, str(script), str(job_path), str(out_path)],
