@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from x3mat.errors import ModelError
@@ -98,7 +97,7 @@ def edge_frames(vectors: Tensor) -> Tensor:
 
 
 class WignerMatrices(nn.Module):
-    """Wigner matrices of rotations, from e3nn's spherical harmonics.
+    """Wigner matrices of rotations, in e3nn's convention, from spherical harmonics.
 
     Y_l(R x) = D_l(R) Y_l(x) holds for every x, so D_l(R)ᵀ = Y_l(X)⁺ Y_l(X Rᵀ) for any set X of
     well-spread points; ⁺ is the pseudo-inverse, computed once in float64. Rows with \\|m\\| > M are
@@ -119,7 +118,8 @@ class WignerMatrices(nn.Module):
         inverse = torch.zeros(rows.numel(), len(i), dtype=torch.float64)
         degree = torch.tensor([math.isqrt(k) for k in range((l_max + 1) ** 2)])
         for l_ in range(l_max + 1):
-            block = torch.linalg.pinv(_harmonics(points, l_max)[:, degree == l_])  # (2l+1, P)
+            values = spherical_harmonics(points, l_max)[:, degree == l_]
+            block = torch.linalg.pinv(values)  # (2l + 1, P)
             keep = degree[rows] == l_
             inverse[keep] = block[rows[keep] - l_ * l_]
         self.register_buffer("inverse", inverse, persistent=False)
@@ -128,7 +128,7 @@ class WignerMatrices(nn.Module):
     def forward(self, rotations: Tensor) -> Tensor:
         # D(R) = D(Rᵀ)ᵀ: the points are turned back, so that the pseudo-inverse gives rows of D.
         turned = self.points.to(rotations) @ rotations  # (E, P, 3) = X Rᵀ for R → Rᵀ
-        harmonics = _harmonics(turned, self.l_max)  # (E, P, S)
+        harmonics = spherical_harmonics(turned, self.l_max)  # (E, P, S)
         return (self.inverse.to(rotations) @ harmonics) * self.same_l
 
 
@@ -142,10 +142,38 @@ def m_major_rows(l_max: int, m_max: int) -> Tensor:
     return torch.tensor([l_ * (l_ + 1) + m for m in order for l_ in range(abs(m), l_max + 1)])
 
 
-def _harmonics(vectors: Tensor, l_max: int) -> Tensor:
-    return o3.spherical_harmonics(
-        list(range(l_max + 1)), vectors, normalize=False, normalization="component"
-    )
+def spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
+    """Real solid harmonics r^l Y_lm, (..., (l_max + 1)²), of vectors (..., 3), as e3nn has them.
+
+    On the unit sphere Σ_m Y_lm² = 2l + 1. With the polar axis y and (z + i x)^m = C_m + i S_m,
+
+        Y_lm = N_lm Π_lm C_m, Y_l−m = N_lm Π_lm S_m, N_lm² = (2l + 1)(2 − δ_m0)(l − m)!/(l + m)!
+
+    where Π_mm = (2m − 1)!!, (l + 1 − m) Π_{l+1,m} = (2l + 1) y Π_lm − (l + m) r² Π_{l−1,m}. Written
+    out because importing e3nn takes longer than a prediction.
+
+    >>> from e3nn import o3
+    >>> x = torch.tensor([[0.3, -1.2, 0.5]])
+    >>> expected = o3.spherical_harmonics(list(range(5)), x, False, normalization="component")
+    >>> torch.allclose(spherical_harmonics(x, 4), expected, rtol=1e-5, atol=1e-5)
+    True
+    """
+    x, y, z = vectors.unbind(-1)
+    square = vectors.square().sum(-1)
+    rows: list[list[Tensor]] = [[y] * (2 * l_ + 1) for l_ in range(l_max + 1)]
+    cosine, sine = torch.ones_like(y), torch.zeros_like(y)
+    for m in range(l_max + 1):
+        before, legendre = torch.zeros_like(y), torch.full_like(y, math.prod(range(1, 2 * m, 2)))
+        for l_ in range(m, l_max + 1):
+            ratio = math.factorial(l_ - m) / math.factorial(l_ + m)
+            scaled = math.sqrt((2 * l_ + 1) * (2 if m else 1) * ratio) * legendre
+            rows[l_][l_ - m] = scaled * sine
+            rows[l_][l_ + m] = scaled * cosine
+            before, legendre = legendre, (
+                (2 * l_ + 1) * y * legendre - (l_ + m) * square * before
+            ) / (l_ + 1 - m)
+        cosine, sine = z * cosine - x * sine, x * cosine + z * sine
+    return torch.stack([value for row in rows for value in row], dim=-1)
 
 
 def envelope(x: Tensor) -> Tensor:
@@ -514,7 +542,8 @@ class X3Mat(nn.Module):
         c = self.config.channels
         radial = self.degree_embedding(edges.basis, edges.sender, edges.receiver).split(c, dim=1)
         degree = torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
-        harmonics = _harmonics(nn.functional.normalize(vectors, dim=-1), self.config.l_max)
+        direction = nn.functional.normalize(vectors, dim=-1)
+        harmonics = spherical_harmonics(direction, self.config.l_max)
         harmonics = harmonics * self._directed(vectors) * (edges.weight / degree)[:, None]
         parts = [harmonics[:, l_ * l_ : (l_ + 1) ** 2, None] * radial_l[:, None]
                  for l_, radial_l in enumerate(radial)]
