@@ -1,4 +1,4 @@
-"""Ship data/ inside wheels as x3mat/data; an editable install reads the repository's own."""
+"""Ship data/ and the viewer's script inside wheels; an editable install reads the repository's."""
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -7,3 +7,4 @@ class DataHook(BuildHookInterface):
     def initialize(self, version, build_data):
         if version == "standard":
             build_data["force_include"]["data"] = "x3mat/data"
+            build_data["force_include"]["book/_static/vendor/3dmol"] = "x3mat/assets/3dmol"

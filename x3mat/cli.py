@@ -1,0 +1,398 @@
+"""The command ``x3mat``: windows, predict, explain, train, simulate, data.
+
+Heavy packages are imported inside the commands that need them, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from x3mat.errors import CrystalError, DataError, X3MatError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="X(3)mat: what a nanoporous crystal does, and where in the crystal it comes from.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="List, describe and print the tables of labels.")
+
+MAX_THREADS = 8  # the networks are small: more threads only wait for each other
+
+Files = Annotated[list[str], typer.Argument(
+    metavar="FILE", help="CIF, POSCAR or extxyz files, or IZA frameworks such as iza:LTA.",
+    show_default=False,
+)]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print JSON: an object, for several a list.")]
+Model = Annotated[str, typer.Option(help="Name of a shipped model, a checkpoint, or a folder.")]
+Application = Annotated[str, typer.Argument(help="For example zeolite-n2.")]
+
+
+@app.command()
+def windows(
+    files: Files,
+    radius: Annotated[float, typer.Option(help="Radius of the sphere, Å.")] = 6.0,
+    step: Annotated[float, typer.Option(help="Largest grid spacing, Å.")] = 2.0,
+    no_symmetry: Annotated[bool, typer.Option("--no-symmetry", help="Keep all windows.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cut crystals into windows and describe them.
+
+    \b
+    Examples:
+      x3mat windows LTA.cif
+      x3mat windows *.cif --radius 8 --json
+      x3mat windows iza:LTA iza:MFI --no-symmetry
+    """
+    from x3mat.sampling import sample_windows
+
+    def one(file: str) -> dict:
+        started = time.perf_counter()
+        crystal = _crystal(file)
+        w = sample_windows(crystal, radius, step, symmetry=not no_symmetry)
+        seconds = time.perf_counter() - started
+        atoms = sorted(w.atoms_per_window.repeat(w.weights).tolist())
+        middle = (atoms[(len(atoms) - 1) // 2] + atoms[len(atoms) // 2]) / 2
+        return {
+            "file": file, "formula": crystal.formula, "n_atoms": crystal.n_atoms,
+            "space_group": f"{crystal.space_group_symbol} ({crystal.space_group})",
+            "grid": list(w.grid), "n_windows": w.n_windows, "n_orbits": w.n_orbits,
+            "atoms_per_window": {"min": atoms[0], "median": middle, "max": atoms[-1]},
+            "seconds": round(seconds, 4),
+        }  # fmt: skip
+
+    def text(r: dict) -> str:
+        n = r["atoms_per_window"]
+        return (f"{r['file']}: {r['formula']}, {r['n_atoms']} atoms, {r['space_group']};"
+                f" grid {' x '.join(map(str, r['grid']))}, {r['n_windows']} windows,"
+                f" {r['n_orbits']} orbits; {n['min']}-{n['max']} atoms per window"
+                f" (median {n['median']:g}); {r['seconds']:.2f} s")
+
+    _each(files, one, text, as_json)
+
+
+@app.command()
+def predict(files: Files, model: Model = "zeolite-n2", as_json: Json = False) -> None:
+    """Predict a property of crystals, with its spread over the ensemble and warnings.
+
+    \b
+    Examples:
+      x3mat predict my.cif
+      x3mat predict *.cif --model zeolite-n2 --json
+      x3mat predict iza:LTA
+    """
+    from x3mat.predict import predict as predict_one
+
+    ensemble = _load(model)
+
+    def one(file: str) -> dict:
+        result = predict_one(_crystal(file), ensemble).as_dict()
+        return {"file": file, **{k: v for k, v in result.items() if k != "name"}}
+
+    _each(files, one, _prediction_text, as_json)
+
+
+@app.command()
+def explain(
+    files: Files,
+    model: Model = "zeolite-n2",
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("."),
+    step: Annotated[float | None, typer.Option(help="Spacing of the map, Å; default the model's.",
+                                               show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Map where in crystals the predicted property comes from.
+
+    Writes the site map as .cube (for VESTA and ASE), the strongest sites as .csv, and a page .html
+    with structure and isosurfaces that opens without a network.
+
+    \b
+    Examples:
+      x3mat explain my.cif --out maps
+      x3mat explain iza:LTA iza:ASV --out maps --step 1
+    """
+    from dataclasses import asdict
+
+    from x3mat.maps import explain as explain_one
+
+    ensemble = _load(model)
+
+    def one(file: str) -> dict:
+        site_map = explain_one(_crystal(file), ensemble, step=step)
+        written = site_map.save(out)
+        result = site_map.prediction.as_dict()
+        return {"file": file, **{k: v for k, v in result.items() if k != "name"},
+                "sites": [asdict(site) for site in site_map.sites],
+                "files": {kind: str(path) for kind, path in written.items()}}
+
+    def text(r: dict) -> str:
+        return _prediction_text(r) + "".join(f"\n  {path}" for path in r["files"].values())
+
+    _each(files, one, text, as_json)
+
+
+@app.command()
+def train(
+    application: Application,
+    fold: Annotated[list[int] | None, typer.Option(
+        help="Fold to train, from 0; may be repeated; default all.", show_default=False)] = None,
+    seed: Annotated[list[int] | None, typer.Option(
+        help="Seed; may be repeated; default 0.", show_default=False)] = None,
+    change: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a hyper-parameter; may be repeated.",
+        show_default=False)] = None,
+    models: Annotated[Path | None, typer.Option(
+        help="Folder for checkpoints; default data/models/APPLICATION.",
+        show_default=False)] = None,
+    records: Annotated[Path | None, typer.Option(
+        help="Folder for records; default data/results/APPLICATION/runs.",
+        show_default=False)] = None,
+    runs: Annotated[Path, typer.Option(help="Folder for resumable states.")] = Path("runs"),
+    limit: Annotated[int | None, typer.Option(
+        help="Use only so many crystals of each part.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
+    summarize: Annotated[bool, typer.Option(
+        "--summarize", help="Only collect the records of finished runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train models of an application on its folds; a killed run resumes when called again.
+
+    \b
+    Examples:
+      x3mat train zeolite-n2 --fold 0 --seed 1
+      x3mat train zeolite-n2 --set epochs=10 --set model.channels=16 --limit 30
+      x3mat train zeolite-n2 --summarize
+    """
+    with _typed_errors():
+        from dataclasses import replace
+
+        from x3mat.applications import application as find
+        from x3mat.training import summarize as collect
+        from x3mat.training import train_config, train_fold
+
+        chosen = find(application)
+        if summarize:
+            result = collect(chosen)
+            _print(result, as_json, lambda r: f"{application}: test MAE {r['test_mae']:.3f}"
+                   f" {r['unit']}, R² {r['test_r2']:.3f}, {r['n_test']} crystals")
+            return
+        config = train_config(chosen, change or ())
+        every = range(len(chosen.folds()))
+        unknown = sorted(set(fold or ()) - set(every))
+        if unknown:
+            raise DataError(application, f"there is no fold {unknown[0]}",
+                            f"Choose from 0 to {every[-1]}.")
+        done = [
+            train_fold(chosen, k, replace(config, seed=s), models=models, records=records,
+                       runs=runs, limit=limit, device=device, devices=devices,
+                       progress=sys.stderr.isatty())
+            for s in seed or [0] for k in fold or every
+        ]  # fmt: skip
+        _print(done, as_json, lambda records: "\n".join(
+            f"fold {r['fold']}, seed {r['provenance']['seed']}: MAE {r['rest_mae']:.3f}"
+            f" {r['unit']} on {len(r['predictions'])} held-out crystals" for r in records))
+
+
+@app.command()
+def simulate(
+    files: Files,
+    temperature: Annotated[float, typer.Option(help="K.")] = 298.0,
+    pressure: Annotated[float, typer.Option(help="Pa.")] = 1.0e5,
+    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 1,
+    target: Annotated[float, typer.Option(help="Relative standard error at which to stop.")] = 0.03,
+    max_seconds: Annotated[float, typer.Option(help="Longest processor time of one run.")] = 600.0,
+    charges: Annotated[bool, typer.Option(help="With electrostatics.")] = True,
+    out: Annotated[Path | None, typer.Option(
+        help="Folder for the density of N2 as .cube (molecules per Å3).",
+        show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate N2 uptake of all-silica frameworks by GCMC (needs x3mat[labels]).
+
+    \b
+    Examples:
+      x3mat simulate iza:LTA
+      x3mat simulate my.cif --pressure 1e4 --target 0.02 --out densities --json
+    """
+    from x3mat.raspa import GCMCSettings
+    from x3mat.raspa import simulate as simulate_one
+
+    settings = GCMCSettings(
+        temperature=temperature, pressure=pressure, seed=seed, target_relative=target,
+        max_seconds=max_seconds, charges=charges,
+    )  # fmt: skip
+
+    def one(file: str) -> dict:
+        crystal = _crystal(file)
+        result = simulate_one(crystal, settings)
+        cube = {} if out is None else {"cube": str(_density_cube(crystal, result, out))}
+        return {"file": file, **result.summary(), **cube}
+
+    _each(files, one, lambda r: f"{r['file']}: {r['n2_g_L']:.3f} ± {r['error_g_L']:.3f} g/L"
+          f" ({r['mol_per_kg']:.4f} mol/kg, {r['cycles']} cycles, {r['wall_s']:.1f} s)", as_json)
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """List the applications.
+
+    \b
+    Example:
+      x3mat data list
+    """
+    with _typed_errors():
+        from x3mat.applications import APPLICATIONS
+
+        rows = [{"name": a.name, "property": a.property, "unit": a.unit,
+                 "conditions": a.conditions} for a in APPLICATIONS.values()]
+        _print(rows, as_json, lambda rows: "\n".join(
+            f"{r['name']}: {r['property']} in {r['unit']} ({r['conditions']})" for r in rows))
+
+
+@data_app.command("describe")
+def data_describe(application: Application, as_json: Json = False) -> None:
+    """Describe a table of labels: columns, number of crystals, split, range of the targets.
+
+    \b
+    Example:
+      x3mat data describe zeolite-n2 --json
+    """
+    with _typed_errors():
+        from x3mat.applications import application as find
+
+        chosen = find(application)
+        table, folds = chosen.labels(), chosen.folds()
+        description = {
+            "name": chosen.name, "property": chosen.property, "unit": chosen.unit,
+            "conditions": chosen.conditions, "n_crystals": len(table),
+            "columns": [table.index.name, *table.columns], "targets": list(chosen.columns),
+            "folds": [{"n_train": len(f.train), "n_rest": len(f.rest)} for f in folds],
+            "range": {c: {"min": float(table[c].min()), "median": float(table[c].median()),
+                          "max": float(table[c].max())} for c in chosen.columns},
+        }  # fmt: skip
+        _print(description, as_json, lambda d: "\n".join(
+            f"{key}: {value}" for key, value in d.items()))
+
+
+@data_app.command("load")
+def data_load(application: Application, as_json: Json = False) -> None:
+    """Print a table of labels as CSV or JSON.
+
+    \b
+    Example:
+      x3mat data load zeolite-n2 > labels.csv
+    """
+    with _typed_errors():
+        from x3mat.applications import application as find
+
+        table = find(application).labels()
+        text = (table.reset_index().to_json(orient="records", force_ascii=False) if as_json
+                else table.to_csv())
+        typer.echo(text, nl=not text.endswith("\n"))
+
+
+# ------------------------------------------------------------------------------------------
+
+
+class _typed_errors:
+    """Turns a typed error into its message on stderr and exit code 1."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, X3MatError):
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+def _crystal(file: str):
+    from x3mat.crystal import read_crystal
+
+    if not file.lower().startswith("iza:"):
+        return read_crystal(file)
+    from x3mat.databases import iza
+
+    try:
+        return iza(file[4:])
+    except DataError as error:
+        raise CrystalError(file, error.cause, error.remedy) from None
+
+
+def _load(model: str):
+    with _typed_errors():
+        from x3mat.predict import load_model
+
+        ensemble = load_model(model)
+        import torch
+
+        torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
+        return ensemble
+
+
+def _each(
+    files: list[str], one: Callable[[str], dict], text: Callable[[dict], str], as_json: bool
+) -> None:
+    """Apply `one` to each file; a bad file is reported and does not stop the others."""
+    items, failed = files, False
+    if len(files) > 1 and sys.stderr.isatty():
+        from tqdm import tqdm
+
+        items = tqdm(files, unit="file")
+    out = []
+    for file in items:
+        try:
+            result = one(file)
+        except X3MatError as error:
+            failed = True
+            typer.echo(f"error: {error}", err=True)
+            result = {"file": file, "error": {"type": type(error).__name__,
+                                              "cause": error.cause, "remedy": error.remedy}}
+        else:
+            if not as_json:
+                typer.echo(text(result))
+        out.append(result)
+    if as_json:
+        _print(out if len(files) > 1 else out[0], True, str)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    from x3mat.results import plain
+
+    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False) if as_json else text(value))
+
+
+def _prediction_text(r: dict) -> str:
+    known = r["std"] == r["std"]
+    spread = f" ± {r['std']:.3f}" if known else ""
+    return (f"{r['file']}: {r['property']} {r['value']:.3f}{spread} {r['unit']}"
+            f" ({r['n_windows']} windows, {r['n_orbits']} orbits)"
+            + "".join(f"\n  warning: {warning}" for warning in r["warnings"]))
+
+
+def _density_cube(crystal, result, folder: Path) -> Path:
+    import numpy as np
+
+    from x3mat.maps import cube_text
+
+    density = result.density(crystal)
+    voxels = crystal.lattice / np.array(density.shape)[:, None]
+    path = folder / f"{crystal.name}-density.cube"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(cube_text(density, voxels, voxels.sum(axis=0) / 2, crystal,
+                                  f"{crystal.name}: density of N2, molecules per cubic angstrom"))
+    except OSError as error:
+        raise DataError(path, f"cannot write there ({error.strerror})", "Choose another folder.")\
+            from error
+    return path

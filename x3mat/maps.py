@@ -1,0 +1,512 @@
+"""Site maps: where in a crystal a predicted property comes from (paper, Fig. 3).
+
+A site map is the field of contributions y(r) over the unit cell, one value for each grid point.
+The model's prediction is its mean. The label fixes only that mean, so that y plus any field of
+zero mean would fit the label as well: what a map shows is what the network, trained on many
+crystals, makes of each window, and it has to be compared with something physical. Such a
+comparison is :func:`window_average` of a simulated density.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from x3mat import paths
+from x3mat.crystal import Crystal
+from x3mat.errors import DataError
+from x3mat.predict import (
+    DEFAULT_MODEL,
+    Ensemble,
+    Prediction,
+    as_crystal,
+    load_model,
+    spread,
+    summarize,
+)  # fmt: skip
+from x3mat.sampling import Windows
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+BOHR = 0.529177210544  # Å; CODATA 2022
+#: Å; half of nitrogen's kinetic diameter, 3.64 Å (D. W. Breck, Zeolite Molecular Sieves, 1974)
+PROBE_RADIUS = 1.82
+N_SITES = 12  # rows of the table of sites
+PAGE_SPACING = 0.7  # Å; the page's isosurfaces are interpolated to this
+PAGE_POINTS = 60_000
+
+
+@dataclass(frozen=True)
+class Site:
+    """A local maximum of a site map.
+
+    Attributes
+    ----------
+    rank : int
+        1 for the strongest.
+    value, std : float
+        Contribution and its standard deviation over the members, in the property's unit.
+    x, y, z : float
+        Fractional coordinates of the window's centre; one of `multiplicity` equivalent points.
+    cartesian : tuple of float
+        The same in Å.
+    multiplicity : int
+        Grid points in the orbit.
+    n_atoms : int
+        Atoms in the window.
+    nearest : str
+        Element of the nearest atom; "" if the window is empty.
+    distance : float
+        From the centre to it, Å.
+    kind : str
+        "Interior" if a nitrogen molecule fits at the centre, else "Exterior" (:func:`interior`).
+    """
+
+    rank: int
+    value: float
+    std: float
+    x: float
+    y: float
+    z: float
+    cartesian: tuple[float, float, float]
+    multiplicity: int
+    n_atoms: int
+    nearest: str
+    distance: float
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMap:
+    """Contributions over the unit cell of one crystal.
+
+    Attributes
+    ----------
+    crystal : Crystal
+    windows : Windows
+        Of the map; its grid may be finer than the model's own.
+    prediction : Prediction
+        On the model's own grid, of which it is the mean.
+    conditions, model : str
+    members : (M, W) float64
+        Contribution of each window according to each member of the ensemble.
+    """
+
+    crystal: Crystal
+    windows: Windows
+    prediction: Prediction
+    conditions: str
+    model: str
+    members: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """Mean over the members, (W,)."""
+        return self.members.mean(axis=0)
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation over the members, (W,); nan for a single one."""
+        return spread(self.members)
+
+    @cached_property
+    def grid(self) -> np.ndarray:
+        """The values on the whole grid, (n1, n2, n3), orbits expanded; see :attr:`origin`."""
+        return np.roll(self.windows.expand(self.values), self._shift, axis=(0, 1, 2))
+
+    @property
+    def origin(self) -> np.ndarray:
+        """Fractional coordinates of ``grid[0, 0, 0]``, less than one grid spacing from 0."""
+        return self.windows.origin - self._shift / np.array(self.windows.grid)
+
+    @property
+    def _shift(self) -> np.ndarray:
+        return np.floor(self.windows.origin * self.windows.grid + 1e-6).astype(int)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The strongest local maxima (no neighbour on the grid is stronger), at most 12."""
+        w = self.windows
+        values, std = self.values, self.std
+        whole = w.expand(values)
+        peak = (whole >= ndimage.maximum_filter(whole, size=3, mode="wrap") - 1e-9).reshape(-1)
+        orbits = np.unique(w.orbit[peak])
+        order = orbits[np.argsort(-values[orbits], kind="stable")][:N_SITES]
+        inside = interior(w)
+        out = []
+        for rank, k in enumerate(order.tolist(), start=1):
+            atoms = slice(w.ptr[k], w.ptr[k + 1])
+            distance = np.linalg.norm(w.positions[atoms], axis=1)
+            near = int(distance.argmin()) if len(distance) else -1
+            out.append(Site(
+                rank, float(values[k]), float(std[k]), *w.centers[k].tolist(),
+                tuple((w.centers[k] @ self.crystal.lattice).tolist()), int(w.weights[k]),
+                len(distance), _symbol(w.species[atoms][near]) if len(distance) else "",
+                float(distance[near]) if len(distance) else float("nan"),
+                "Interior" if inside[k] else "Exterior",
+            ))  # fmt: skip
+        return tuple(out)
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """The map at any points, (..., 3) fractional, by periodic cubic splines.
+
+        Splines pass through the grid's values; between them they guess.
+        """
+        index = (np.asarray(points, dtype=float) - self.origin) * self.grid.shape
+        return ndimage.map_coordinates(
+            self.grid, np.moveaxis(index, -1, 0), order=3, mode="grid-wrap"
+        )
+
+    # ------------------------------------------------------------------------------ files
+
+    def to_cube(self, path: str | Path) -> Path:
+        """Write the map as a Gaussian cube file, which VESTA, VMD and ASE read.
+
+        Lengths are in bohr, as the format asks; the values are in the property's unit. The file's
+        origin is that of the grid: a reader that ignores it is off by less than one spacing, and
+        by nothing at all where the grid contains the origin of the cell.
+        """
+        path = Path(path)
+        lattice = self.crystal.lattice
+        text = cube_text(
+            self.grid, lattice / np.array(self.grid.shape)[:, None], self.origin @ lattice,
+            self.crystal,
+            f"{self.crystal.name}: site map of {self.prediction.property} in"
+            f" {self.prediction.unit} ({self.conditions}), model {self.model}",
+            f"mean {np.average(self.values, weights=self.windows.weights):.6g}, prediction"
+            f" {self.prediction.value:.6g}; windows of radius {self.windows.radius:g} A",
+        )  # fmt: skip
+        path.write_text(text, encoding="ascii", errors="replace")
+        return path
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the table of the strongest sites."""
+        path = Path(path)
+        unit = self.prediction.unit
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["rank", f"value ({unit})", f"std ({unit})", "x", "y", "z",
+                             "X (Å)", "Y (Å)", "Z (Å)", "multiplicity", "atoms in window",
+                             "nearest atom", "distance (Å)", "kind"])
+            for s in self.sites:
+                writer.writerow([s.rank, f"{s.value:.6g}", f"{s.std:.6g}",
+                                 *(f"{v:.6f}" for v in (s.x, s.y, s.z)),
+                                 *(f"{v:.4f}" for v in s.cartesian), s.multiplicity, s.n_atoms,
+                                 s.nearest, f"{s.distance:.4f}", s.kind])
+        return path
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one page with structure, isosurfaces and sites; it needs no network."""
+        path = Path(path)
+        path.write_text(_page(self), encoding="utf-8")
+        return path
+
+    def save(self, folder: str | Path) -> dict[str, Path]:
+        """Write ``NAME.cube``, ``NAME-sites.csv`` and ``NAME.html`` into `folder`."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stem = re.sub(r"[^\w.+-]+", "_", self.crystal.name).strip(".") or "crystal"
+            return {
+                "cube": self.to_cube(folder / f"{stem}.cube"),
+                "sites": self.to_csv(folder / f"{stem}-sites.csv"),
+                "html": self.to_html(folder / f"{stem}.html"),
+            }
+        except OSError as error:
+            raise DataError(folder, f"cannot write there ({error.strerror})",
+                            "Give a folder that can be written to.") from error
+
+
+def explain(
+    structure: str | Path | Crystal | Structure,
+    model: str | Path | Ensemble = DEFAULT_MODEL,
+    out: str | Path | None = None,
+    *,
+    step: float | None = None,
+) -> SiteMap:
+    """Map the contributions to a predicted property over the unit cell.
+
+    Parameters
+    ----------
+    structure : path, Crystal or pymatgen Structure
+        As :func:`x3mat.read_crystal` takes it.
+    model : str, path or Ensemble
+        As :func:`x3mat.load_model` takes it, or what it returned.
+    out : path, optional
+        Folder for the files of :meth:`SiteMap.save`.
+    step : float, optional
+        Grid spacing of the map, Å; default the model's. The prediction is always on the model's.
+
+    Returns
+    -------
+    SiteMap
+
+    Raises
+    ------
+    CrystalError, ModelError
+        As :func:`x3mat.predict`.
+    DataError
+        `out` cannot be written to.
+    """
+    crystal = as_crystal(structure)
+    ensemble = model if isinstance(model, Ensemble) else load_model(model)
+    windows = ensemble.windows(crystal)
+    members = ensemble.contributions(windows)
+    values = members @ windows.weights / windows.weights.sum()
+    prediction = summarize(crystal, ensemble, windows, values)
+    if step is not None and step != windows.step:
+        windows = ensemble.windows(crystal, step)
+        members = ensemble.contributions(windows)
+    site_map = SiteMap(crystal, windows, prediction, ensemble.conditions, ensemble.name, members)
+    if out is not None:
+        site_map.save(out)
+    return site_map
+
+
+def interior(windows: Windows, probe_radius: float = PROBE_RADIUS) -> np.ndarray:
+    """Whether a spherical probe fits at the centre of each window, (W,) bool.
+
+    The paper calls a strong site whose centre the gas can occupy "Interior" and one inside the
+    wall, beside which the gas sits, "Exterior", without a criterion. Here it fits if the nearest
+    atom's surface is at least `probe_radius` (Å) away, with the radii of
+    :data:`x3mat.descriptors.RADII`. Whether the gas can get there is another question.
+    """
+    from x3mat.descriptors import DEFAULT_RADIUS, RADII
+
+    radii = np.array([RADII.get(z, DEFAULT_RADIUS) for z in range(101)])
+    gap = np.linalg.norm(windows.positions, axis=1) - radii[windows.species]
+    nearest = np.minimum.reduceat(np.append(gap, np.inf), windows.ptr[:-1])
+    return np.where(windows.atoms_per_window > 0, nearest, np.inf) >= probe_radius
+
+
+# ------------------------------------------------------------------------------- comparison
+
+
+def window_average(
+    density: np.ndarray,
+    lattice: np.ndarray,
+    points: np.ndarray,
+    radius: float,
+    origin: float | np.ndarray = 0.5,
+) -> np.ndarray:
+    """Mean of a periodic density over a ball around each point.
+
+    ρ̄(r) = ∫ ρ(r') w(r − r') dr' with w uniform in the ball, as a product of Fourier series:
+    ŵ(k) = 3 (sin x − x cos x) / x³, x = \\|k\\| radius. Its mean over the cell is that of ρ, the
+    uptake: the same identity that contributions obey.
+
+    Parameters
+    ----------
+    density : (N1, N2, N3) array
+        On an even grid over the cell.
+    lattice : (3, 3) array
+        Rows a, b, c in Å.
+    points : (..., 3) array
+        Fractional coordinates.
+    radius : float
+        Å; 0 interpolates the density itself.
+    origin : float or (3,)
+        Where ``density[0, 0, 0]`` is, in voxels; 0.5 for a histogram, whose values belong to the
+        middles of its voxels.
+
+    Returns
+    -------
+    (...) array
+
+    Examples
+    --------
+    >>> rho = np.zeros((20, 20, 20))
+    >>> rho[:10] = 1.0  # half of the cell
+    >>> point = [[0.25, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    >>> window_average(rho, 20 * np.eye(3), point, 4.0).round(2).tolist()
+    [1.0, 0.5]
+    """
+    shape = np.array(density.shape)
+    frequencies = [np.fft.fftfreq(n, 1 / n) for n in shape[:2]]
+    frequencies.append(np.fft.rfftfreq(shape[2], 1 / shape[2]))
+    reciprocal = 2 * np.pi * np.linalg.inv(lattice).T  # rows a*, b*, c*
+    k = sum(f.reshape([-1 if i == axis else 1 for i in range(3)] + [1]) * reciprocal[axis]
+            for axis, f in enumerate(frequencies))
+    x = np.maximum(np.linalg.norm(k, axis=-1) * radius, 1e-4)
+    ball = np.where(x > 1e-2, 3 * (np.sin(x) - x * np.cos(x)) / x**3, 1 - x**2 / 10)
+    smooth = np.fft.irfftn(np.fft.rfftn(density) * ball, s=density.shape, axes=(0, 1, 2))
+    index = np.moveaxis(np.asarray(points, dtype=float) * shape - origin, -1, 0)
+    return ndimage.map_coordinates(smooth, index, order=3 if radius else 1, mode="grid-wrap")
+
+
+def grid_points(windows: Windows) -> np.ndarray:
+    """Fractional coordinates of all grid points, (P, 3), in the order of ``windows.orbit``."""
+    index = np.unravel_index(np.arange(windows.n_windows), windows.grid)
+    return np.stack(index, axis=1) / np.array(windows.grid) + windows.origin
+
+
+def orbit_mean(windows: Windows, values: np.ndarray) -> np.ndarray:
+    """Mean over each orbit, (W,), of values at all grid points, (P,).
+
+    A simulated density obeys the space group only up to noise; this removes that part of it.
+    """
+    return np.bincount(windows.orbit, values, minlength=windows.n_orbits) / windows.weights
+
+
+def correlations(windows: Windows, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Spearman and Pearson correlation of two maps, (W,) each, over all grid points.
+
+    Every orbit counts with its multiplicity. 0 where one of the maps is constant.
+    """
+    from scipy.stats import rankdata
+
+    def pearson(x: np.ndarray, y: np.ndarray) -> float:
+        x, y = x - x.mean(), y - y.mean()
+        norm = np.sqrt((x @ x) * (y @ y))
+        return float(x @ y / norm) if norm > 1e-12 * max(1.0, abs(x @ y)) else 0.0
+
+    x, y = a[windows.orbit], b[windows.orbit]
+    return {"spearman": pearson(rankdata(x), rankdata(y)), "pearson": pearson(x, y)}
+
+
+# -------------------------------------------------------------------------------- cube file
+
+
+def cube_text(
+    grid: np.ndarray,
+    voxels: np.ndarray,
+    origin: np.ndarray,
+    crystal: Crystal,
+    title: str,
+    comment: str = "",
+    number: str = "12.5E",
+) -> str:
+    """A field as the text of a Gaussian cube file.
+
+    Parameters
+    ----------
+    grid : (n1, n2, n3) array
+        Values, written in C order.
+    voxels : (3, 3) array
+        Rows: steps of the grid along its axes, Å.
+    origin : (3,) array
+        Where ``grid[0, 0, 0]`` is, Å.
+    crystal : Crystal
+        Whose atoms are written.
+    title, comment : str
+        The first two lines.
+    number : str
+        Format of the values.
+    """
+    lines = [" ".join(title.split()), " ".join(comment.split())]
+    for count, vector in [(crystal.n_atoms, origin), *zip(grid.shape, voxels, strict=True)]:
+        lines.append(f"{count:5d}" + "".join(f"{x:15.9f}" for x in np.asarray(vector) / BOHR))
+    atoms = crystal.frac_coords @ crystal.lattice / BOHR
+    for z, position in zip(crystal.species.tolist(), atoms, strict=True):
+        lines.append(f"{z:5d}{float(z):12.6f}" + "".join(f"{x:15.9f}" for x in position))
+    for row in grid.reshape(-1, grid.shape[2]).tolist():
+        lines += [" ".join(format(v, number) for v in row[i : i + 6])
+                  for i in range(0, len(row), 6)]
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------- page
+
+
+def viewer_script() -> str:
+    """The text of 3Dmol.js, which the page carries along.
+
+    Raises
+    ------
+    DataError
+        It is neither in the package nor in the repository around it.
+    """
+    name = Path("3dmol") / "3Dmol-min.js"
+    root = paths.root()
+    for folder in (Path(__file__).parent / "assets", root and root / "book/_static/vendor"):
+        if folder and (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
+    raise DataError("3Dmol-min.js", "the viewer's script is missing", "Reinstall the package.")
+
+
+def _page(site_map: SiteMap) -> str:
+    m, p = site_map, site_map.prediction
+    lengths = np.linalg.norm(m.crystal.lattice, axis=1)
+    spacing = max(PAGE_SPACING, (m.crystal.volume / PAGE_POINTS) ** (1 / 3))
+    shape = np.ceil(lengths / spacing).astype(int)
+    fine = m.at(np.stack(np.meshgrid(*(np.arange(n + 1) / n for n in shape), indexing="ij"), -1))
+    low, high = float(fine.min()), float(fine.max())
+    edge = 0.05 / lengths.min()
+    images = _with_faces(m.crystal.frac_coords, edge)
+    symbols = [_symbol(z) for z in m.crystal.species[images[0]]]
+    xyz = [f"{s} {x:.4f} {y:.4f} {z:.4f}"
+           for s, (x, y, z) in zip(symbols, (images[1] @ m.crystal.lattice).tolist(), strict=True)]
+    data = {
+        "cube": cube_text(fine, m.crystal.lattice / shape[:, None], np.zeros(3), m.crystal,
+                          "site map", number=".4g"),
+        "xyz": "\n".join([str(len(xyz)), "", *xyz]),
+        "cell": m.crystal.lattice.tolist(),
+        "low": low, "high": high, "level": float(np.quantile(fine, 0.85)),
+        "unit": p.unit,
+        "sites": [{"rank": s.rank, "at": list(s.cartesian)} for s in m.sites],
+    }
+    several = len(m.members) > 1
+    rows = "\n".join(
+        f'<tr><th scope="row">{s.rank}</th><td>{s.value:.3g}{f" ± {s.std:.2g}" if several else ""}'
+        f"</td><td>{s.x:.3f}, {s.y:.3f}, {s.z:.3f}</td>"
+        f"<td>{', '.join(f'{v:.2f}' for v in s.cartesian)}</td>"
+        f"<td>{s.multiplicity}</td><td>{s.n_atoms}</td>"
+        f"<td>{f'{s.nearest}, {s.distance:.2f} Å' if s.nearest else 'none'}</td>"
+        f"<td>{s.kind}</td></tr>"
+        for s in m.sites
+    )
+    fields = {
+        "name": m.crystal.name or m.crystal.formula, "formula": m.crystal.formula,
+        "group": f"{m.crystal.space_group_symbol} ({m.crystal.space_group})",
+        "property": p.property, "unit": p.unit, "conditions": m.conditions,
+        "value": f"{p.value:.3g}" + (f" ± {p.std:.2g}" if several else ""),
+        "spread": f"mean ± standard deviation over {len(m.members)} models" if several
+        else "one model, so no spread is known",
+        "model": m.model, "grid": " × ".join(map(str, m.windows.grid)),
+        "points": f"{m.windows.n_windows:,}", "orbits": f"{m.windows.n_orbits:,}",
+        "radius": f"{m.windows.radius:g}", "probe": f"{PROBE_RADIUS:g}",
+        "range": f"{low:.3g} to {high:.3g}",
+        "shown": str(len(m.sites)),
+    }
+    notes = "".join(f"<li>{html.escape(w)}</li>" for w in p.warnings)
+    raw = {
+        "rows": rows,
+        "warnings": f'<section class="warn" aria-label="Warnings"><h2>Warnings</h2><ul>{notes}'
+        "</ul></section>" if notes else "",
+        "data": json.dumps(data).replace("<", "\\u003c"),
+        "script": viewer_script().replace("</script", "<\\/script"),
+    }
+    fields |= {key: _subscripts(fields[key]) for key in ("formula", "property")}
+    values = {**{k: html.escape(v) for k, v in fields.items()}, **raw}
+    template = (Path(__file__).parent / "assets" / "map.html").read_text(encoding="utf-8")
+    return re.sub(r"@@(\w+)@@", lambda match: values[match[1]], template)
+
+
+def _with_faces(frac_coords: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms of the cell, those near a face also on the opposite one: indices and coordinates."""
+    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
+    every = frac_coords[None] + shifts
+    shift, atom = np.nonzero(((every >= -edge) & (every <= 1 + edge)).all(-1))
+    return atom, every[shift, atom]
+
+
+def _subscripts(text: str) -> str:
+    """Chemical formulas in `text` with their digits set low: N2 becomes N₂."""
+    low = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+    return re.sub(r"(?<![\w-])(?:[A-Z][a-z]?\d*)+(?![\w-])", lambda m: m[0].translate(low), text)
+
+
+def _symbol(z: int) -> str:
+    import gemmi
+
+    return gemmi.Element(int(z)).name

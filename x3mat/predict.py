@@ -1,0 +1,287 @@
+"""Prediction with trained models: ensembles of checkpoints, values with spread, warnings.
+
+Nothing here needs the training stack, so that a prediction starts quickly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from x3mat import paths
+from x3mat.crystal import Crystal, read_crystal
+from x3mat.errors import ModelError
+from x3mat.sampling import Windows, sample_windows
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from x3mat.model import X3Mat, X3MatConfig
+
+DEFAULT_MODEL = "zeolite-n2"
+#: Quantities of ``about["domain"]`` with a range, as warnings call them.
+RANGES = {
+    "density": ("density", "g/cm3"),
+    "void_fraction": ("void fraction", ""),
+    "largest_cavity": ("largest cavity diameter", "Å"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Models of one property that differ in training set (fold) or seed.
+
+    Attributes
+    ----------
+    name : str
+        Of the model, file or folder that was loaded.
+    members : tuple of X3Mat
+    about : tuple of dict
+        What each checkpoint says of itself: application, property, unit, conditions, fold, seed,
+        train (names of training crystals), domain (ranges of the training crystals).
+    """
+
+    name: str
+    members: tuple[X3Mat, ...]
+    about: tuple[dict, ...]
+
+    @property
+    def unit(self) -> str:
+        return self.about[0]["unit"]
+
+    @property
+    def conditions(self) -> str:
+        return self.about[0].get("conditions", "")
+
+    @property
+    def config(self) -> X3MatConfig:
+        return self.members[0].config
+
+    @property
+    def domain(self) -> dict[str, list]:
+        """Elements, and [min, max] of each quantity, over the training crystals of all members."""
+        every = [about.get("domain", {}) for about in self.about]
+        out = {"species": sorted({int(z) for d in every for z in d.get("species", ())})}
+        for key in RANGES:
+            known = [d[key] for d in every if key in d]
+            if known:
+                out[key] = [float(min(low for low, _ in known)), float(max(h for _, h in known))]
+        return out
+
+    def trained_on(self, name: str) -> int:
+        """Number of members with a training crystal called `name`."""
+        return sum(name in about.get("train", ()) for about in self.about)
+
+    def without(self, name: str) -> Ensemble:
+        """The members that never saw a training crystal called `name`.
+
+        Raises
+        ------
+        ModelError
+            All members have.
+        """
+        keep = [i for i, about in enumerate(self.about) if name not in about.get("train", ())]
+        if not keep:
+            raise ModelError(self.name, f"all members were trained on {name}",
+                             "Train a fold that holds it out.")
+        return Ensemble(self.name, tuple(self.members[i] for i in keep),
+                        tuple(self.about[i] for i in keep))
+
+    def windows(self, crystal: Crystal, step: float | None = None) -> Windows:
+        """Windows as the members were trained on, or on a grid with another `step` (Å)."""
+        return sample_windows(crystal, self.config.radius, step or self.config.step)
+
+    def contributions(self, windows: Windows) -> np.ndarray:
+        """Contribution of each window according to each member, (members, W), float64."""
+        return np.stack([m.contributions(windows)[:, 0].double().cpu().numpy()
+                         for m in self.members])
+
+    def values(self, windows: Windows) -> np.ndarray:
+        """Each member's value of the property, (members,): Ŷ = Σ m_w y_w / Σ m_w."""
+        return self.contributions(windows) @ windows.weights / windows.weights.sum()
+
+    @property
+    def property(self) -> str:  # the last one: it hides the decorator
+        return self.about[0]["property"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted property of one crystal.
+
+    Attributes
+    ----------
+    name : str
+        Of the crystal.
+    property, unit : str
+    value : float
+        Mean over the ensemble's members.
+    std : float
+        Sample standard deviation over the members (their disagreement, which is only part of the
+        error); nan for a single model.
+    n_windows, n_orbits : int
+        Grid points, and symmetry-inequivalent ones.
+    warnings : tuple of str
+        Reasons to distrust the value: the crystal lies outside the domain of training.
+    """
+
+    name: str
+    property: str
+    unit: str
+    value: float
+    std: float
+    n_windows: int
+    n_orbits: int
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict:
+        """Plain dictionary, in the order of the attributes."""
+        return asdict(self)
+
+
+def available_models() -> list[str]:
+    """Names of the models that are shipped: the folders of checkpoints in ``data/models``."""
+    folder = paths.data() / "models"
+    return sorted({p.parent.relative_to(folder).as_posix() for p in folder.glob("**/*.pt")})
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") -> Ensemble:
+    """Load a trained model.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        Name of a shipped model (see :func:`available_models`), a checkpoint (``.pt``), or a
+        folder of checkpoints, which become one ensemble.
+    device : str
+        Of torch.
+
+    Returns
+    -------
+    Ensemble
+
+    Raises
+    ------
+    ModelError
+        No such model (the message lists those there are), a damaged checkpoint, or checkpoints
+        that do not belong together.
+    """
+    from x3mat.model import load_checkpoint
+
+    path = Path(name_or_path)
+    files = _checkpoints(path) or _checkpoints(path := paths.data() / "models" / name_or_path)
+    if not files:
+        known = ", ".join(available_models()) or "none is installed"
+        raise ModelError(str(name_or_path), "there is no such model",
+                         f"Give the path of a checkpoint, or one of these names: {known}.")
+    loaded = [load_checkpoint(file) for file in files]
+    for file, (model, about) in zip(files, loaded, strict=True):
+        if not {"property", "unit"} <= set(about):
+            raise ModelError(file, "it does not say what it predicts", "Train it again.")
+        if model.config.outputs != 1:
+            raise ModelError(file, f"it predicts {model.config.outputs} properties at once",
+                             "Give a model of one property.")
+        first_model, first = loaded[0]
+        differing = [key for key in ("application", "property", "unit", "conditions")
+                     if about.get(key) != first.get(key)]
+        differing += [key for key in ("radius", "step")
+                      if getattr(model.config, key) != getattr(first_model.config, key)]
+        if differing:
+            raise ModelError(path, f"{file.name} and {files[0].name} differ in"
+                             f" {', '.join(differing)}", "Put only one kind of model in a folder.")
+    return Ensemble(Path(name_or_path).name, tuple(m.to(device) for m, _ in loaded),
+                    tuple(about for _, about in loaded))
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.pt"))
+
+
+def predict(
+    structure: str | Path | Crystal | Structure,
+    model: str | Path | Ensemble = DEFAULT_MODEL,
+) -> Prediction:
+    """Predict a property of a crystal.
+
+    Parameters
+    ----------
+    structure : path, Crystal or pymatgen Structure
+        As :func:`x3mat.read_crystal` takes it.
+    model : str, path or Ensemble
+        As :func:`load_model` takes it, or what it returned.
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    CrystalError
+        The crystal cannot be used.
+    ModelError
+        The model cannot be loaded.
+    """
+    crystal = as_crystal(structure)
+    ensemble = model if isinstance(model, Ensemble) else load_model(model)
+    windows = ensemble.windows(crystal)
+    return summarize(crystal, ensemble, windows, ensemble.values(windows))
+
+
+def as_crystal(structure: str | Path | Crystal | Structure) -> Crystal:
+    """`structure` itself if it is a Crystal, else what :func:`x3mat.read_crystal` makes of it."""
+    return structure if isinstance(structure, Crystal) else read_crystal(structure)
+
+
+def summarize(
+    crystal: Crystal, ensemble: Ensemble, windows: Windows, values: np.ndarray
+) -> Prediction:
+    """The prediction that the members' values, (members,), make together."""
+    return Prediction(
+        crystal.name, ensemble.property, ensemble.unit, float(values.mean()), float(spread(values)),
+        windows.n_windows, windows.n_orbits, tuple(domain_warnings(crystal, ensemble)),
+    )
+
+
+def spread(values: np.ndarray) -> np.ndarray:
+    """Sample standard deviation over the first axis; nan where that has one member.
+
+    >>> float(spread(np.array([1.0, 3.0]))), float(spread(np.array([1.0])))
+    (1.4142135623730951, nan)
+    """
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    return values.std(axis=0, ddof=1)
+
+
+def domain_warnings(crystal: Crystal, ensemble: Ensemble) -> list[str]:
+    """What is unlike the crystals that the ensemble was trained on; empty if nothing is.
+
+    A value outside the range of the training crystals, or an element that none of them has, makes
+    the prediction an extrapolation. That nothing is outside does not make it right.
+    """
+    import gemmi
+
+    from x3mat.descriptors import describe
+
+    domain, out = ensemble.domain, []
+    unseen = [gemmi.Element(int(z)).name for z in np.unique(crystal.species)
+              if int(z) not in domain["species"]]
+    if unseen and domain["species"]:
+        out.append(f"unseen element: no training crystal contains {', '.join(unseen)}")
+    if any(key in domain for key in RANGES):
+        descriptors = describe(crystal)
+        for key, (label, unit) in RANGES.items():
+            low, high = domain.get(key, (-np.inf, np.inf))
+            value = getattr(descriptors, key)
+            if not low <= value <= high:
+                side = "below" if value < low else "above"
+                out.append(f"{label} {value:.3g} {unit}".rstrip()
+                           + f" is {side} the range of training, {low:.3g} to {high:.3g}")
+    seen = ensemble.trained_on(crystal.name)
+    if seen:
+        out.append(f"{seen} of {len(ensemble.members)} members were trained on a crystal called"
+                   f" {crystal.name}: if it is this one, the value is partly a fit to its label")
+    return out
