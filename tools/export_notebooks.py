@@ -41,13 +41,14 @@ if "google.colab" in sys.modules:
     from pathlib import Path
 
     kept = {{}}
-    for package in ("numpy", "scipy", "pandas", "torch"):
+    for package in ("numpy", "scipy", "pandas", "torch", "ipython"):
         try:
             kept[package] = version(package)
         except PackageNotFoundError:
             pass
     Path("constraints.txt").write_text("\\n".join(f"{{k}}=={{v}}" for k, v in kept.items()))
     %pip install -q -c constraints.txt "x3mat[notebooks] @ git+{REPOSITORY}@{BRANCH}"
+    %pip install -q --no-deps zeose
     import numpy
 
     if numpy.__version__ != version("numpy"):
