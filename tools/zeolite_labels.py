@@ -5,7 +5,7 @@ of labels with the uptake of accessible pores, and longer runs of named framewor
 maps. Runs that exist are kept, so the command may be killed and started again.
 
 examples:
-  python tools/zeolite_labels.py                       all: runs of seeds 1, 2 and 3, then the table
+  python tools/zeolite_labels.py                       all: pilot, seeds 2 and 3, then the table
   python tools/zeolite_labels.py --codes LTA --seeds 5 one more run, and the table with it
   python tools/zeolite_labels.py --steps table         only collect what is there
   python tools/zeolite_labels.py --steps density       density maps of the named frameworks
@@ -30,9 +30,11 @@ from x3mat import databases, paths, pockets, raspa, results
 from x3mat._raspa_job import statistical_inefficiency
 from x3mat.errors import X3MatError
 
-# the first seed stops at a target error; further seeds have a length fixed from it
+# the pilot stops at a target error; further seeds have a length fixed from it
 LABEL = raspa.GCMCSettings(target_relative=0.05, target_absolute=0.04, max_seconds=25.0)
+PILOT = 1  # the seed that sets lengths and weights
 NAMED = ["LTA", "ASV", "MFI", "CHA", "FAU", "MOR", "FER", "TON", "BEA", "RHO", "KFI", "MWW"]
+LONG = {"LTA": 4000, "ASV": 4000}  # cycles of the runs for density maps, else 800
 CHECKED = ("LTA", "FAU", "KFI")  # frameworks simulated again with their closed cages blocked
 THRESHOLDS = (10.0, 15.0, 20.0)  # k_B T
 
@@ -56,13 +58,13 @@ def run_one(code: str, settings: raspa.GCMCSettings, folder: Path) -> str | None
     return None
 
 
-def follow_up(code: str, seed: int, folder: Path, pilot: int) -> raspa.GCMCSettings:
+def follow_up(code: str, seed: int, folder: Path) -> raspa.GCMCSettings:
     """Settings of a further seed: a length fixed beforehand, from the error of the pilot run.
 
     A run that stops when its own error looks small is slightly biased; one of fixed length is
     not. The length aims at an error of 3.5 % or 0.03 g per litre, between 250 and 1,200 cycles.
     """
-    record = results.read_json(folder / f"{code}-{pilot}.json")
+    record = results.read_json(folder / f"{code}-{PILOT}.json")
     target = max(0.035 * record["n2_g_L"], 0.03)
     cycles = record["cycles"] * (record["error_g_L"] / target) ** 2
     return replace(LABEL, seed=seed).fixed(10 * round(min(max(cycles, 250), 1200) / 10))
@@ -192,6 +194,7 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
         "insertion_g_L": insertion[0],
         "error_insertion_g_L": insertion[1],
         "n_closed_regions": closed,
+        "interrupted": int(np.sum(crystal.species == 8) != 2 * np.sum(crystal.species == 14)),
         "weight_counting": float(weights[0]),
         "cycles": sum(r["cycles"] for r in records),
         "seeds": " ".join(str(r["seed"]) for r in records),
@@ -287,7 +290,10 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
         "mean_counting_g_L": float(np.mean([r["counting_g_L"] for r in rows])),
         "mean_insertion_g_L": float(np.mean([r["insertion_g_L"] for r in rows])),
         "settings": {k: v for k, v in asdict(LABEL).items() if k != "seed"},
-        "note": "wall_s of provenance is that of collecting; total_run_wall_s adds up all runs",
+        "interrupted": [r["code"] for r in rows if r["interrupted"]],
+        "note": "interrupted frameworks lack the protons of their terminal oxygens, their charges "
+        "are made neutral by an equal shift of all atoms; wall_s of provenance is that of "
+        "collecting, total_run_wall_s adds up all runs",
     }  # fmt: skip
     seeds = sorted({int(s) for r in rows for s in r["seeds"].split()})
     wall = time.perf_counter() - start
@@ -297,27 +303,28 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
 
 def write_densities(codes: list[str], folder: Path, workers: int) -> None:
     """Longer runs, and ``data/zeolite-n2/density/CODE.npz`` from all runs of a framework."""
-    cycles = {"LTA": 8000, "ASV": 8000}
-    jobs = [(c, replace(LABEL, seed=101).fixed(cycles.get(c, 2500))) for c in codes]
-    run_all(jobs, folder, workers)
+    jobs = [(c, replace(LABEL, seed=101).fixed(LONG.get(c, 800))) for c in codes]
+    run_all(jobs, folder / "density", workers)
     target = paths.data() / "zeolite-n2" / "density"
     target.mkdir(parents=True, exist_ok=True)
-    for code, settings in jobs:
+    for code in codes:
         crystal = databases.iza(code)
-        record = results.read_json(folder / f"{code}-{settings.seed}.json")
-        with np.load(folder / f"{code}-{settings.seed}.npz") as arrays:
-            centres = (arrays["centres"] + 0.5) / 65536
-        samples = record["cycles"] * record["n_cells"]
-        density = raspa.density_grid(centres, crystal, 0.5, samples)
+        files = [*folder.glob(f"{code}-*[0-9].json"), folder / "density" / f"{code}-101.json"]
+        records = [results.read_json(f) for f in files]
+        centres = []
+        for file in files:
+            with np.load(file.with_suffix(".npz")) as arrays:
+                centres.append((arrays["centres"] + 0.5) / 65536)
+        points = np.concatenate(centres)
+        cells = sum(r["cycles"] * r["n_cells"] for r in records)
+        density = raspa.density_grid(points, crystal, 0.5, cells)
         np.savez_compressed(
             target / f"{code}.npz",
-            density=density.astype(np.float32),
+            density=density.astype(np.float32),  # molecules per Å3, averaged over the space group
             lattice=np.array(crystal.lattice),
-            cycles=record["cycles"],
-            n_cells=record["n_cells"],
-            n_centres=len(centres),
-            seed=settings.seed,
-            n2_g_L=np.array([record["n2_g_L"], record["error_g_L"]]),
+            cycles=sum(r["cycles"] for r in records),
+            n_centres=len(points),
+            seeds=np.array([r["seed"] for r in records]),
         )
 
 
@@ -353,7 +360,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--codes", nargs="+", help="frameworks (default: all 253)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[2, 3], help="seeds after the pilot"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--nice", type=int, default=10, help="raise niceness by this")
     parser.add_argument("--runs", type=Path, default=Path("runs/zeolite-n2"), help="folder of runs")
@@ -368,20 +377,22 @@ def main() -> int:
     codes = args.codes or every
     errors: list[str] = []
     if "runs" in args.steps:
-        for seed in args.seeds:  # a complete table of the first seed comes first
-            if seed == args.seeds[0]:
+        seeds = [PILOT, *(s for s in args.seeds if s != PILOT)]
+        for seed in seeds:  # a complete table of the pilot comes first
+            if seed == PILOT:
                 jobs = [(c, replace(LABEL, seed=seed)) for c in codes]
             else:
-                pilot = args.seeds[0]
-                done = [c for c in codes if (args.runs / f"{c}-{pilot}.json").is_file()]
-                jobs = [(c, follow_up(c, seed, args.runs, pilot)) for c in done]
+                done = [c for c in codes if (args.runs / f"{c}-{PILOT}.json").is_file()]
+                jobs = [(c, follow_up(c, seed, args.runs)) for c in done]
+            last = seed == seeds[-1]
+            waiting = [c for c, s in jobs if not (args.runs / f"{c}-{s.seed}.json").is_file()]
             errors += run_all(jobs, args.runs, args.workers)
-            if "table" in args.steps and len(codes) == len(every):
-                write_table(every, args.runs, command.strip(), blocked=seed == args.seeds[-1])
+            if "table" in args.steps and (last or (waiting and len(codes) == len(every))):
+                write_table(every, args.runs, command.strip(), blocked=last)
     elif "table" in args.steps:
         write_table(every, args.runs, command.strip())
     if "density" in args.steps:
-        write_densities(args.codes or NAMED, args.runs / "density", args.workers)
+        write_densities(args.codes or NAMED, args.runs, args.workers)
     if "blocking" in args.steps:
         check_blocking(args.runs, args.workers, command.strip())
     return 1 if errors else 0
