@@ -231,6 +231,19 @@ def test_unknown_occupancy_and_uncertainties_are_read(tmp_path):
     assert crystal.n_atoms == 8
 
 
+def test_atoms_missing_from_a_cif_are_noticed(tmp_path):
+    path = write(iza("CAN"), "cif", tmp_path)
+    lines = path.read_text().rstrip().split("\n")
+    path.write_text("\n".join(lines[:-5]) + "\n")
+    with pytest.warns(UserWarning, match=r"x\.cif: its atoms are not those of its formula"):
+        assert read_crystal(path).n_atoms == iza("CAN").n_atoms - 5
+    path.write_text("\n".join(lines[:-5]))
+    with pytest.raises(CrystalError, match="last line is cut"):
+        read_crystal(path)
+    path.write_text("\n".join(lines))
+    assert read_crystal(path).n_atoms == iza("CAN").n_atoms
+
+
 # --------------------------------------------------------------------------------- bad input
 
 BAD_CIF = {
@@ -369,7 +382,7 @@ def survives(path, content):
     return False
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*its atoms are not those")
 @pytest.mark.parametrize("kind", ["cif", "symmetric cif", "poscar", "extxyz"])
 def test_damaged_files_raise_nothing_else(kind, tmp_path):
     rng = np.random.default_rng(0)

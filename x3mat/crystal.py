@@ -140,6 +140,11 @@ def read_crystal(
     Crystal
         With deuterium and tritium as hydrogen, charges and other site properties dropped.
 
+    Warns
+    -----
+    UserWarning
+        The atoms of a CIF are not those of the formula it states.
+
     Raises
     ------
     CrystalError
@@ -424,8 +429,8 @@ _CELL_TAGS = [f"_cell_length_{x}" for x in "abc"] + [
 def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lattice, atomic numbers and fractional coordinates of all atoms in a CIF's cell.
 
-    Symmetry is expanded; nothing but occupancies and elements is checked
-    (:func:`crystal_from_arrays` does the rest).
+    Symmetry is expanded. Only occupancies, elements and the formula are checked (a warning, if the
+    atoms are not those of ``_chemical_formula_sum``); :func:`crystal_from_arrays` does the rest.
 
     Raises
     ------
@@ -459,10 +464,27 @@ def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.nda
     if not np.isfinite(listed).all():
         return lattice, numbers, listed
     rotations, translations = _cif_operations(small, source)
-    if len(rotations) == 1:
-        return lattice, numbers, listed
-    images = [_site_images(x, rotations, translations, lattice) for x in listed]
-    return lattice, np.repeat(numbers, [len(x) for x in images]), np.concatenate(images)
+    if len(rotations) > 1:
+        images = [_site_images(x, rotations, translations, lattice) for x in listed]
+        listed = np.concatenate(images)
+        numbers = np.repeat(numbers, [len(x) for x in images])
+    formula = gemmi.cif.as_string(block.find_value("_chemical_formula_sum") or "?")
+    _check_formula(formula, numbers, text, source)
+    return lattice, numbers, listed
+
+
+def _check_formula(formula: str, numbers: np.ndarray, text: str, source: object) -> None:
+    """Warn if the atoms are not those of the stated formula; refuse if the last line is cut too."""
+    stated = np.zeros(119)
+    for symbol, count in re.findall(r"([A-Z][a-z]?)\s*(\d*\.?\d*)", formula):
+        stated[gemmi.Element(symbol).atomic_number] += float(count) if count.strip(".") else 1.0
+    found = np.bincount(numbers, minlength=119)
+    if not stated.any() or np.abs(stated / stated.sum() - found / found.sum()).max() < 0.005:
+        return
+    cause = f"its atoms are not those of its formula, {formula}"
+    if not text.endswith(("\n", "\r")):
+        raise CrystalError(source, f"{cause}, and its last line is cut", "Give a complete file.")
+    warnings.warn(f"{source}: {cause}; some may be missing", stacklevel=2)
 
 
 def _check_sites(sites: list[tuple[str, float, int]], source: object) -> None:

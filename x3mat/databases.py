@@ -13,6 +13,7 @@ import difflib
 import os
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from functools import cache, lru_cache
@@ -196,7 +197,8 @@ def _read_archive(archive: Path, only: str | None = None) -> dict[str, np.ndarra
     """All CIFs of an archive, or `only` one of them, as flat arrays; those that cannot be parsed
     with their cause."""
     found = {}
-    with tarfile.open(archive, "r|xz") as tar:
+    with tarfile.open(archive, "r|xz") as tar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a formula may still count the solvent removed
         for member in tar:
             if not (member.isfile() and member.name.endswith(".cif")):
                 continue
