@@ -162,10 +162,7 @@ class SiteMap:
 
         Splines pass through the grid's values; between them they guess.
         """
-        index = (np.asarray(points, dtype=float) - self.origin) * self.grid.shape
-        return ndimage.map_coordinates(
-            self.grid, np.moveaxis(index, -1, 0), order=3, mode="grid-wrap"
-        )
+        return _interpolate(self.grid, (np.asarray(points) - self.origin) * self.grid.shape, 3)
 
     # ------------------------------------------------------------------------------ files
 
@@ -340,8 +337,15 @@ def window_average(
     x = np.maximum(np.linalg.norm(k, axis=-1) * radius, 1e-4)
     ball = np.where(x > 1e-2, 3 * (np.sin(x) - x * np.cos(x)) / x**3, 1 - x**2 / 10)
     smooth = np.fft.irfftn(np.fft.rfftn(density) * ball, s=density.shape, axes=(0, 1, 2))
-    index = np.moveaxis(np.asarray(points, dtype=float) * shape - origin, -1, 0)
-    return ndimage.map_coordinates(smooth, index, order=3 if radius else 1, mode="grid-wrap")
+    return _interpolate(smooth, np.asarray(points) * shape - origin, 3 if radius else 1)
+
+
+def _interpolate(grid: np.ndarray, index: np.ndarray, order: int) -> np.ndarray:
+    """Values, (...), of a periodic grid at fractional indices, (..., 3), by splines."""
+    flat = index.reshape(-1, 3).T
+    return ndimage.map_coordinates(grid, flat, order=order, mode="grid-wrap").reshape(
+        index.shape[:-1]
+    )
 
 
 def grid_points(windows: Windows) -> np.ndarray:
