@@ -13,6 +13,7 @@ import csv
 import html
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,7 +163,7 @@ class SiteMap:
 
         Splines pass through the grid's values; between them they guess.
         """
-        return _interpolate(self.grid, (np.asarray(points) - self.origin) * self.grid.shape, 3)
+        return interpolate(self.grid, (np.asarray(points) - self.origin) * self.grid.shape, 3)
 
     # ------------------------------------------------------------------------------ files
 
@@ -337,10 +338,10 @@ def window_average(
     x = np.maximum(np.linalg.norm(k, axis=-1) * radius, 1e-4)
     ball = np.where(x > 1e-2, 3 * (np.sin(x) - x * np.cos(x)) / x**3, 1 - x**2 / 10)
     smooth = np.fft.irfftn(np.fft.rfftn(density) * ball, s=density.shape, axes=(0, 1, 2))
-    return _interpolate(smooth, np.asarray(points) * shape - origin, 3 if radius else 1)
+    return interpolate(smooth, np.asarray(points) * shape - origin, 3 if radius else 1)
 
 
-def _interpolate(grid: np.ndarray, index: np.ndarray, order: int) -> np.ndarray:
+def interpolate(grid: np.ndarray, index: np.ndarray, order: int = 3) -> np.ndarray:
     """Values, (...), of a periodic grid at fractional indices, (..., 3), by splines."""
     flat = index.reshape(-1, 3).T
     return ndimage.map_coordinates(grid, flat, order=order, mode="grid-wrap").reshape(
@@ -419,6 +420,32 @@ def cube_text(
     return "\n".join(lines) + "\n"
 
 
+def closed_cube(
+    crystal: Crystal, field: Callable[[np.ndarray], np.ndarray], spacing: float
+) -> tuple[np.ndarray, str]:
+    """A periodic field on a grid that includes all faces of the cell, for isosurfaces.
+
+    Parameters
+    ----------
+    crystal : Crystal
+    field : callable
+        From fractional coordinates, (..., 3), to values, (...).
+    spacing : float
+        Largest spacing of the grid, Å.
+
+    Returns
+    -------
+    values : (n1 + 1, n2 + 1, n3 + 1) array
+    cube : str
+        See :func:`cube_text`.
+    """
+    shape = np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int)
+    axes = (np.arange(n + 1) / n for n in shape)
+    values = field(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1))
+    voxels = crystal.lattice / shape[:, None]
+    return values, cube_text(values, voxels, np.zeros(3), crystal, crystal.name, number=".4g")
+
+
 # ------------------------------------------------------------------------------------- page
 
 
@@ -440,19 +467,14 @@ def viewer_script() -> str:
 
 def _page(site_map: SiteMap) -> str:
     m, p = site_map, site_map.prediction
-    lengths = np.linalg.norm(m.crystal.lattice, axis=1)
     spacing = max(PAGE_SPACING, (m.crystal.volume / PAGE_POINTS) ** (1 / 3))
-    shape = np.ceil(lengths / spacing).astype(int)
-    fine = m.at(np.stack(np.meshgrid(*(np.arange(n + 1) / n for n in shape), indexing="ij"), -1))
+    fine, cube = closed_cube(m.crystal, m.at, spacing)
     low, high = float(fine.min()), float(fine.max())
-    edge = 0.05 / lengths.min()
-    images = _with_faces(m.crystal.frac_coords, edge)
-    symbols = [_symbol(z) for z in m.crystal.species[images[0]]]
-    xyz = [f"{s} {x:.4f} {y:.4f} {z:.4f}"
-           for s, (x, y, z) in zip(symbols, (images[1] @ m.crystal.lattice).tolist(), strict=True)]
+    atoms, images = with_faces(m.crystal)
+    xyz = [f"{_symbol(s)} {x:.4f} {y:.4f} {z:.4f}" for s, (x, y, z) in zip(
+        m.crystal.species[atoms], (images @ m.crystal.lattice).tolist(), strict=True)]
     data = {
-        "cube": cube_text(fine, m.crystal.lattice / shape[:, None], np.zeros(3), m.crystal,
-                          "site map", number=".4g"),
+        "cube": cube,
         "xyz": "\n".join([str(len(xyz)), "", *xyz]),
         "cell": m.crystal.lattice.tolist(),
         "low": low, "high": high, "level": float(np.quantile(fine, 0.85)),
@@ -496,11 +518,15 @@ def _page(site_map: SiteMap) -> str:
     return re.sub(r"@@(\w+)@@", lambda match: values[match[1]], template)
 
 
-def _with_faces(frac_coords: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms of the cell, those near a face also on the opposite one: indices and coordinates."""
+def with_faces(crystal: Crystal, edge: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms of the cell, those within `edge` (Å) of a face also on the opposite one.
+
+    Returns the atoms' indices, (M,), and fractional coordinates, (M, 3).
+    """
+    margin = edge * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
     shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
-    every = frac_coords[None] + shifts
-    shift, atom = np.nonzero(((every >= -edge) & (every <= 1 + edge)).all(-1))
+    every = crystal.frac_coords + shifts
+    shift, atom = np.nonzero(((every >= -margin) & (every <= 1 + margin)).all(-1))
     return atom, every[shift, atom]
 
 

@@ -1,0 +1,235 @@
+"""Site maps of zeolites against the N2 density of our own GCMC runs.
+
+For every zeolite with a density in data/zeolite-n2/density: contributions on a grid of 1 Å and on
+the model's own grid; the density averaged over balls of several radii around the same points; and
+Spearman and Pearson correlations of the two over all grid points. "held_out" are only the members
+of the ensemble that were not trained on the zeolite, "all" is the whole ensemble. Controls, which
+know nothing of adsorption: untrained networks (several seeds), the number of atoms in the window,
+and the distance to the nearest atom. As a ceiling: the Boltzmann factor of one N2 molecule in the
+force field of the simulations, averaged over the same balls.
+
+Writes data/results/zeolite-n2/maps.json and maps.npz (fields on the 1 Å grid), and with --figure
+the picture of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from x3mat import databases, maps, paths, results
+from x3mat.crystal import Crystal
+from x3mat.model import X3Mat
+from x3mat.predict import Ensemble, load_model
+from x3mat.raspa import grams_per_litre
+from x3mat.sampling import Windows
+
+EXAMPLES = """examples:
+  python tools/zeolite_maps.py                       all zeolites with a density
+  python tools/zeolite_maps.py --codes LTA ASV --output zeolite-n2/maps-test
+  python tools/zeolite_maps.py --figure book/_static/site_map_lta.png --only-figure
+"""
+RADII = (6.0, 4.0, 3.0, 2.0)  # Å
+STEP = 1.0  # Å
+DRAWN = ("LTA", "ASV")
+N2 = 28.0134  # g/mol
+N_BOOTSTRAP = 2000
+
+
+def untrained(ensemble: Ensemble, seed: int) -> X3Mat:
+    """A network like the members, with their constants, before training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = X3Mat(ensemble.config)
+    for name in ("degree", "shift", "scale"):
+        getattr(model, name).copy_(getattr(ensemble.members[0], name))
+    return model.eval()
+
+
+def boltzmann(crystal: Crystal) -> np.ndarray:
+    """exp(−U / k_B T) of one N2 molecule at 298 K on a grid, U minimised over orientations."""
+    from x3mat.pockets import energy_grid
+
+    return np.exp(-np.clip(energy_grid(crystal, spacing=0.5), -5000, None) / 298.0)
+
+
+def load_density(code: str, folder: Path) -> tuple[np.ndarray, float]:
+    """Density of N2 in g per litre, and the simulated uptake."""
+    with np.load(folder / f"{code}.npz") as file:
+        return file["density"].astype(float) * grams_per_litre(N2, 1.0), float(file["n2_g_L"][0])
+
+
+def ball_average(
+    windows: Windows, crystal: Crystal, field: np.ndarray, radius: float, origin: float
+) -> np.ndarray:
+    """Mean over the ball around each window's centre, (W,), freed of noise by symmetry."""
+    points = maps.grid_points(windows)
+    average = maps.window_average(field, crystal.lattice, points, radius, origin)
+    return maps.orbit_mean(windows, average)
+
+
+def nearest_atom(windows: Windows) -> np.ndarray:
+    """Distance from each centre to the nearest atom, (W,); the radius where there is none."""
+    distance = np.append(np.linalg.norm(windows.positions, axis=1), np.inf)
+    nearest = np.minimum.reduceat(distance, windows.ptr[:-1])
+    return np.where(windows.atoms_per_window > 0, nearest, windows.radius)
+
+
+def compare(
+    code: str, ensemble: Ensemble, seeds: list[int], step: float,
+    density: np.ndarray, factor: np.ndarray,
+) -> tuple[dict, dict]:
+    """Correlations of all maps of one zeolite with its density, and the fields."""
+    crystal = databases.iza(code)
+    windows = ensemble.windows(crystal, step)
+    members = ensemble.contributions(windows)
+    unseen = [i for i, about in enumerate(ensemble.about) if code not in about["train"]]
+    controls = [untrained(ensemble, seed).contributions(windows)[:, 0].double().numpy()
+                for seed in seeds]  # fmt: skip
+    fields = {"all": members.mean(0), "atom_count": windows.atoms_per_window.astype(float),
+              "nearest_atom": nearest_atom(windows)}  # fmt: skip
+    if unseen:
+        fields["held_out"] = members[unseen].mean(0)
+    out: dict = {"n_points": windows.n_windows, "n_orbits": windows.n_orbits,
+                 "n_held_out": len(unseen)}  # fmt: skip
+    for radius in RADII:
+        reference = ball_average(windows, crystal, density, radius, 0.5)
+        found = {name: maps.correlations(windows, field, reference)
+                 for name, field in fields.items()}
+        found["boltzmann"] = maps.correlations(
+            windows, ball_average(windows, crystal, factor, radius, 0.0), reference
+        )
+        each = [maps.correlations(windows, field, reference) for field in controls]
+        found["untrained"] = {
+            key: float(np.mean([c[key] for c in each])) for key in ("spearman", "pearson")
+        } | {"spearman_abs": float(np.mean([abs(c["spearman"]) for c in each])),
+             "spearman_of_each": [c["spearman"] for c in each]}  # fmt: skip
+        out[f"r{radius:g}"] = found
+    pairs = list(combinations(unseen or range(len(members)), 2))
+    out["between_members"] = float(np.mean(
+        [maps.correlations(windows, members[i], members[j])["spearman"] for i, j in pairs]
+    )) if pairs else None  # fmt: skip
+    kept = {name: windows.expand(field).astype(np.float32)
+            for name, field in {**fields, "untrained": controls[0]}.items()}
+    return out, {**kept, "origin": windows.origin}
+
+
+def uptakes(code: str, ensemble: Ensemble, density: np.ndarray, simulated: float) -> dict:
+    """Simulated and predicted uptake, g per litre."""
+    windows = ensemble.windows(databases.iza(code))
+    values = ensemble.values(windows)
+    unseen = [i for i, about in enumerate(ensemble.about) if code not in about["train"]]
+    return {
+        "simulated": simulated, "mean_density": float(density.mean()),
+        "predicted_all": float(values.mean()),
+        "predicted_held_out": float(values[unseen].mean()) if unseen else None,
+    }  # fmt: skip
+
+
+def strongest(code: str, ensemble: Ensemble, density: np.ndarray) -> dict:
+    """The strongest site on the 1 Å grid, by the members that never saw the zeolite if any."""
+    crystal = databases.iza(code)
+    seen_by_all = ensemble.trained_on(code) == len(ensemble.members)
+    used = ensemble if seen_by_all else ensemble.without(code)
+    site = maps.explain(crystal, used, step=STEP).sites[0]
+    here = np.array([site.x, site.y, site.z])
+    fine = maps.window_average(density, crystal.lattice, here, 1.0)
+    return {"value": site.value, "std": site.std, "frac": here.tolist(), "kind": site.kind,
+            "multiplicity": site.multiplicity, "n_atoms": site.n_atoms, "nearest": site.nearest,
+            "distance": site.distance, "density_g_L": float(fine)}  # fmt: skip
+
+
+def medians(zeolites: dict) -> dict:
+    """Median Spearman correlation over the zeolites with a 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    out: dict = {}
+    for radius in (f"r{r:g}" for r in RADII):
+        out[radius] = {}
+        for name in ("held_out", "all", "untrained", "atom_count", "nearest_atom", "boltzmann"):
+            key = "spearman_abs" if name == "untrained" else "spearman"
+            values = np.array([z[radius][name][key] for z in zeolites.values()
+                               if name in z[radius]])  # fmt: skip
+            if len(values) == 0:
+                continue
+            draws = np.median(values[rng.integers(len(values), size=(N_BOOTSTRAP, len(values)))], 1)
+            out[radius][name] = {"median": float(np.median(values)), "n": len(values),
+                                 "interval": np.quantile(draws, [0.025, 0.975]).tolist()}
+    return out
+
+
+def draw(path: Path, record: str, folder: Path, code: str = "LTA") -> None:
+    """Density, its average over windows, and the site map, in one plane of the cell."""
+    import matplotlib.pyplot as plt
+
+    from x3mat.viz import plot_slice
+
+    crystal = databases.iza(code)
+    density, _ = load_density(code, folder)
+    with np.load(paths.results(f"{record}.npz")) as file:
+        name = f"{code}_held_out" if f"{code}_held_out" in file else f"{code}_all"
+        grid, origin = file[name].astype(float), file[f"{code}_origin"]
+    panels = (
+        ("simulated N₂ density", lambda x: maps.window_average(density, crystal.lattice, x, 0.7)),
+        ("averaged over windows of 6 Å",
+         lambda x: maps.window_average(density, crystal.lattice, x, 6.0)),
+        ("site map of X(3)mat", lambda x: maps.interpolate(grid, (x - origin) * grid.shape)),
+    )  # fmt: skip
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    for ax, (title, field), cmap in zip(axes, panels, ("magma", "viridis", "viridis"), strict=True):
+        image = plot_slice(ax, crystal, field, height=0.5, cmap=cmap)
+        figure.colorbar(image, ax=ax, shrink=0.85, label="g/L")
+        ax.set_title(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    folder = paths.data() / "zeolite-n2" / "density"
+    parser.add_argument("--model", default="zeolite-n2")
+    parser.add_argument("--densities", type=Path, default=folder)
+    parser.add_argument("--codes", nargs="+", help="default: all with a density")
+    parser.add_argument("--seeds", type=int, default=5, help="number of untrained networks")
+    parser.add_argument("--output", default="zeolite-n2/maps", help="below data/results")
+    parser.add_argument("--figure", type=Path, help="also draw LTA into this file")
+    parser.add_argument("--only-figure", action="store_true", help="from results already there")
+    options = parser.parse_args()
+    if not options.only_figure:
+        started = time.perf_counter()
+        ensemble, seeds = load_model(options.model), list(range(options.seeds))
+        zeolites, own_grid, fields = {}, {}, {}
+        available = sorted(p.stem for p in options.densities.glob("*.npz"))
+        for code in tqdm(options.codes or available):
+            density, simulated = load_density(code, options.densities)
+            given = density, boltzmann(databases.iza(code))
+            zeolites[code], kept = compare(code, ensemble, seeds, STEP, *given)
+            own_grid[code], _ = compare(code, ensemble, seeds, ensemble.config.step, *given)
+            zeolites[code] |= {"uptake_g_L": uptakes(code, ensemble, density, simulated),
+                               "strongest": strongest(code, ensemble, density)}  # fmt: skip
+            if code in DRAWN:
+                fields |= {f"{code}_{name}": field for name, field in kept.items()}
+        payload = {
+            "model": options.model, "n_members": len(ensemble.members), "radii": list(RADII),
+            "window_radius": ensemble.config.radius, "step": STEP, "n_untrained": len(seeds),
+            "own_step": ensemble.config.step, "n_zeolites": len(zeolites),
+            "median": medians(zeolites), "median_own_grid": medians(own_grid),
+            "zeolites": zeolites, "own_grid": own_grid,
+        }  # fmt: skip
+        results.write(f"{options.output}.json", payload, seed=seeds,
+                      command="python tools/zeolite_maps.py",
+                      wall_s=time.perf_counter() - started)  # fmt: skip
+        np.savez_compressed(paths.results(f"{options.output}.npz"), **fields)
+    if options.figure:
+        draw(options.figure, options.output, options.densities)
+
+
+if __name__ == "__main__":
+    main()
