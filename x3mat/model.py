@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from x3mat.errors import ModelError
 
 MAX_SPECIES = 100
+PLATEAU = 0.8  # of a cutoff; up to there edges have full weight
 UNDIRECTED = 0.5  # Å; below this distance edges lose their direction
 
 
@@ -177,11 +178,13 @@ def spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
 
 
 def envelope(x: Tensor) -> Tensor:
-    """Smooth cutoff u(x) = 1 − 21 x⁵ + 35 x⁶ − 15 x⁷ for x < 1, else 0; u, u', u'' vanish at 1.
+    """Smooth cutoff u(x) of x = distance / cutoff: 1 up to x = 0.8, 0 from x = 1.
 
-    Source: DimeNet (Gasteiger et al. 2020), Eq. 8 with p = 5.
+    u = 1 − t³ (10 − 15 t + 6 t²) with t = (x − 0.8) / 0.2 between; u, u' and u'' are continuous.
+    Flat over most of its range, so that atoms well inside count in full.
     """
-    return torch.where(x < 1, 1 + x**5 * (-21 + x * (35 - 15 * x)), torch.zeros_like(x))
+    t = ((x - PLATEAU) / (1 - PLATEAU)).clamp(0, 1)
+    return 1 - t**3 * (10 - t * (15 - 6 * t))
 
 
 @dataclass(frozen=True)
