@@ -183,7 +183,7 @@ def test_edge_layers_commute_with_isometries(kind, config, isometry, dtype):
     x = torch.randn(len(ptr) - 1 + len(species), (config.l_max + 1) ** 2, config.channels).to(dtype)
 
     def apply(positions, x):
-        edges, vectors = net._edges(positions, species, ptr)
+        edges, vectors, *_ = net._edges(positions, species, ptr)
         frames = net.wigner(model.edge_frames(vectors))
         return layer(x, x if kind == "attention" else slice(None), edges, frames)
 

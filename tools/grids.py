@@ -75,8 +75,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--codes", nargs="*", help="IZA codes (default: all)")
-    parser.add_argument("--all", type=int, default=300, help="grid points to compute all of")
-    parser.add_argument("--orbits", type=int, default=16, help="orbits drawn on larger grids")
+    parser.add_argument("--all", type=int, default=700, help="grid points to compute all of")
+    parser.add_argument("--orbits", type=int, default=30, help="orbits drawn on larger grids")
     parser.add_argument("--members", type=int, default=4, help="points drawn of each such orbit")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the draws")
     parser.add_argument("--out", default="grids", help="name below data/results")
@@ -121,7 +121,7 @@ def main() -> None:
         } for kind in KINDS},
         "capped": [r["code"] for r in rows if r["auto_grid"] != r["aligned_grid"]],
         "median_growth": float(np.median(column["aligned_points"] / column["plain_points"])),
-        "centrosymmetric_or_mirrored": int((column["improper"] > 0).sum()),
+        "with_improper_operations": int((column["improper"] > 0).sum()),
         "atoms_per_window": {"min": int(column["atoms_min"].min()),
                              "median_of_medians": float(np.median(column["atoms_median"])),
                              "max": int(column["atoms_max"].max())},

@@ -1,0 +1,226 @@
+"""Pictures of the chapters: crystals, grids and windows in 3-D (py3Dmol) and flat (Matplotlib)."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from x3mat.crystal import Crystal
+from x3mat.maps import closed_cube, with_faces
+from x3mat.sampling import EDGE, Windows, cut_spheres
+
+SIZE = (640, 420)  # pixels
+WINDOW, NEIGHBOUR, FAINT, CELL = "#1f77b4", "#d95f02", "#c8c8c8", "#555555"
+
+
+def cell_view(
+    crystal: Crystal,
+    windows: Windows | None = None,
+    center=None,
+    radius: float = 6.0,
+    size: tuple[int, int] = SIZE,
+):
+    """The unit cell in 3-D, with the grid points of `windows` and one window's sphere.
+
+    Parameters
+    ----------
+    crystal : Crystal
+    windows : Windows, optional
+        Its grid points are drawn, those of one orbit in one colour.
+    center : (3,) array, optional
+        Fractional coordinates of the centre of a sphere to draw.
+    radius : float
+        Of that sphere, Å.
+
+    Returns
+    -------
+    py3Dmol.view
+    """
+    view = _view(size)
+    _atoms(view, crystal.species, crystal.frac_coords @ crystal.lattice, stick=0.1, sphere=0.16)
+    _edges_of_cell(view, crystal.lattice)
+    if windows is not None:
+        index = np.stack(np.unravel_index(np.arange(windows.n_windows), windows.grid), axis=1)
+        points = (index / np.array(windows.grid) + windows.origin) % 1.0 @ crystal.lattice
+        colours = _colours(windows.n_orbits)
+        for orbit in range(windows.n_orbits):
+            _atoms(view, [2] * int(windows.weights[orbit]), points[windows.orbit == orbit],
+                   sphere=0.35, colour=colours[orbit])  # fmt: skip
+    if center is not None:
+        _sphere(view, np.asarray(center) @ crystal.lattice, radius)
+    view.zoomTo()
+    return view
+
+
+def window_view(
+    crystal: Crystal,
+    center,
+    radius: float = 6.0,
+    cutoff: float | None = None,
+    size: tuple[int, int] = SIZE,
+):
+    """One window in 3-D: its atoms in the cell, those from neighbouring cells, and the graph.
+
+    The rest of the cell is faint; atoms of the window that are images from other cells are
+    orange. With `cutoff`, the edges between atoms of the window are drawn as thin lines.
+    """
+    center = np.asarray(center, dtype=float) % 1.0
+    _, positions, species = cut_spheres(crystal, center[None], radius)
+    middle = center @ crystal.lattice
+    fractional = (positions + middle) @ np.linalg.inv(crystal.lattice)
+    inside = ((fractional > -1e-6) & (fractional < 1 - 1e-6)).all(axis=1)
+    view = _view(size)
+    cell = crystal.frac_coords @ crystal.lattice
+    outside = np.linalg.norm(cell - middle, axis=1) > radius + EDGE
+    _atoms(view, crystal.species[outside], cell[outside], stick=0.06, colour=FAINT)
+    _atoms(view, species, positions + middle, stick=0.12, sphere=0.22)
+    _atoms(view, species[~inside], (positions + middle)[~inside], sphere=0.3, colour=NEIGHBOUR)
+    _edges_of_cell(view, crystal.lattice)
+    _sphere(view, middle, radius)
+    if cutoff is not None:
+        distance = np.linalg.norm(positions[:, None] - positions, axis=-1)
+        for i, j in np.argwhere(np.triu(distance < cutoff, 1)):
+            _line(view, positions[i] + middle, positions[j] + middle, WINDOW)
+    view.zoomTo()
+    return view
+
+
+def plot_grid(ax, crystal: Crystal, windows: Windows, title: str | None = None, slabs: int = 1):
+    """Grid points in the plane of a and b (the first layers along c), coloured by orbit.
+
+    Larger points stand for larger orbits; atoms of the same slab are grey.
+    """
+    plane = _plane(crystal)
+    index = np.stack(np.unravel_index(np.arange(windows.n_windows), windows.grid), axis=1)
+    layer = index[:, 2] < slabs
+    points = (index[layer] / np.array(windows.grid)) @ crystal.lattice @ plane
+    orbit = windows.orbit[layer]
+    atoms = (crystal.frac_coords - windows.origin) % 1.0
+    near = atoms[:, 2] < slabs / windows.grid[2]
+    ax.scatter(*(atoms[near] @ crystal.lattice @ plane).T, s=6, c=FAINT, zorder=1)
+    corners = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    ax.plot(*(corners @ crystal.lattice @ plane).T, color=CELL, lw=1)
+    _, local = np.unique(orbit, return_inverse=True)
+    colours = np.array(_colours(local.max() + 1))
+    ax.scatter(*points.T, s=8 + 12 * np.log2(1 + windows.weights[orbit]), c=colours[local],
+               edgecolors="white", linewidths=0.4, zorder=2)  # fmt: skip
+    ax.set_aspect("equal")
+    ax.set_xlabel("Å")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(title or crystal.name, fontsize=10)
+
+
+def plot_slice(ax, crystal: Crystal, field, height: float = 0.0, slab: float = 1.6, **mesh):
+    """A field in the plane at the fractional height `height` along c, with atoms near the plane.
+
+    Parameters
+    ----------
+    field : callable
+        From fractional coordinates, (..., 3), to values, (...).
+    slab : float
+        Atoms within slab / 2 (Å) of the plane are drawn.
+    **mesh
+        Of Matplotlib's pcolormesh.
+
+    Returns
+    -------
+    matplotlib QuadMesh
+    """
+    flat = _plane(crystal)
+    normal = np.cross(*crystal.lattice[:2])
+    rise = abs(crystal.lattice[2] @ normal) / np.linalg.norm(normal)
+    u, v = np.meshgrid(np.linspace(0, 1, 121), np.linspace(0, 1, 121), indexing="ij")
+    points = np.stack([u, v, np.full_like(u, height)], axis=-1)
+    image = ax.pcolormesh(*np.moveaxis(points @ crystal.lattice @ flat, -1, 0), field(points),
+                          shading="gouraud", rasterized=True, **mesh)  # fmt: skip
+    atoms, frac = with_faces(crystal)
+    off = (frac[:, 2] - height + 0.5) % 1.0 - 0.5
+    near = np.abs(off) * rise <= slab / 2
+    xy = (frac[near] * [1, 1, 0] + [0, 0, height]) @ crystal.lattice @ flat
+    silicon = crystal.species[atoms[near]] == 14
+    for kind, colour, area in ((silicon, "#e8c468", 34), (~silicon, "#d62728", 18)):
+        ax.scatter(*xy[kind].T, s=area, c=colour, edgecolors="black", linewidths=0.4, zorder=3)
+    ax.set_aspect("equal")
+    ax.set_xlabel("Å")
+    ax.spines[:].set_visible(False)
+    return image
+
+
+def field_view(crystal: Crystal, surfaces, size: tuple[int, int] = SIZE):
+    """The unit cell in 3-D with isosurfaces.
+
+    Parameters
+    ----------
+    surfaces : sequence of (field, level, colour)
+        `field` as in :func:`plot_slice`.
+    """
+    view = cell_view(crystal, size=size)
+    for field, level, colour in surfaces:
+        _, cube = closed_cube(crystal, field, 0.7)
+        view.addVolumetricData(
+            cube, "cube", {"isoval": level, "color": colour, "opacity": 0.7, "smoothness": 3}
+        )
+    return view
+
+
+def _plane(crystal: Crystal) -> np.ndarray:
+    """Orthonormal axes in the plane of a and b, (3, 2), the first along a."""
+    a, b = crystal.lattice[:2]
+    x_axis = a / np.linalg.norm(a)
+    y_axis = b - (b @ x_axis) * x_axis
+    return np.stack([x_axis, y_axis / np.linalg.norm(y_axis)], axis=1)
+
+
+def _view(size: tuple[int, int]):
+    import py3Dmol
+
+    view = py3Dmol.view(width=size[0], height=size[1])
+    view.setBackgroundColor("white")
+    return view
+
+
+def _atoms(view, species, positions, *, stick=0.0, sphere=0.0, colour=None) -> None:
+    """Add atoms as one more model of the view; without `colour` each element has its own."""
+    from ase.data import chemical_symbols
+
+    if len(positions) == 0:
+        return
+    lines = [f"{chemical_symbols[int(z)]} {x:.4f} {y:.4f} {h:.4f}"
+             for z, (x, y, h) in zip(species, positions, strict=True)]  # fmt: skip
+    view.addModel("\n".join([str(len(lines)), "", *lines]), "xyz")
+    look = {"color": colour} if colour else {"colorscheme": "Jmol"}
+    style = {}
+    if stick:
+        style["stick"] = {"radius": stick, **look}
+    if sphere:
+        style["sphere"] = {"radius": sphere, **look}
+    view.setStyle({"model": -1}, style)
+
+
+def _edges_of_cell(view, lattice: np.ndarray) -> None:
+    for start in product((0, 1), repeat=3):
+        for axis in np.flatnonzero(np.array(start) == 0):
+            end = np.array(start)
+            end[axis] = 1
+            _line(view, np.array(start) @ lattice, end @ lattice, CELL)
+
+
+def _line(view, start, end, colour: str) -> None:
+    view.addLine({"start": _point(start), "end": _point(end), "color": colour})
+
+
+def _sphere(view, middle, radius: float) -> None:
+    view.addSphere({"center": _point(middle), "radius": radius, "color": WINDOW, "opacity": 0.25})
+
+
+def _point(x) -> dict[str, float]:
+    return dict(zip("xyz", (round(float(v), 4) for v in x), strict=True))
+
+
+def _colours(n: int) -> list[str]:
+    """n colours that differ, in a fixed order that puts unlike ones side by side."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["turbo"]((0.05 + 0.618034 * i) % 0.9 + 0.05)) for i in range(n)]
