@@ -7,7 +7,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.x3mat-setup
 export X3MAT_SMOKE ?= 1
-export MPLBACKEND ?= agg
 
 .PHONY: help setup book test notebooks lint clean
 
