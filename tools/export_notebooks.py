@@ -105,7 +105,7 @@ class Library:
             text = page.read_text(encoding="utf-8")
             chapter = re.match(r"\d+", page.stem)
             labels = re.findall(
-                r"^\$\$ *\(([\w:-]+)\)|^[`:]{3,}\{math\}[^`]*?^:label: *([\w:-]+)",
+                r"\$\$ *\(([\w:-]+)\)\s*$|^[`:]{3,}\{math\}[^`]*?^:label: *([\w:-]+)",
                 text,
                 re.M | re.S,
             )
