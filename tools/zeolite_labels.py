@@ -32,7 +32,7 @@ from x3mat.errors import X3MatError
 
 # the pilot stops at a target error; further seeds have a length fixed from it
 LABEL = raspa.GCMCSettings(target_relative=0.05, target_absolute=0.04, max_seconds=25.0)
-PILOT = 1  # the seed that sets lengths and weights
+PILOT = 1  # the seed that sets the lengths of the others
 NAMED = ["LTA", "ASV", "MFI", "CHA", "FAU", "MOR", "FER", "TON", "BEA", "RHO", "KFI", "MWW"]
 LONG = {"LTA": 4000, "ASV": 4000}  # cycles of the runs for density maps, else 800
 CHECKED = ("LTA", "FAU", "KFI")  # frameworks simulated again with their closed cages blocked
@@ -134,17 +134,23 @@ def pooled(values: np.ndarray, cycles: np.ndarray) -> tuple[float, float]:
     return float(share @ values[:, 0]), float(np.sqrt(np.sum((share * values[:, 1]) ** 2)))
 
 
-def with_weights(record: dict, weights: np.ndarray) -> dict:
-    """The record with its two estimates combined by the given weights."""
-    (counting, counting_error), (insertion, insertion_error) = (
-        record["counting_g_L"],
-        record["insertion_g_L"],
-    )
-    return {
-        **record,
-        "n2_g_L": float(weights @ [counting, insertion]),
-        "error_g_L": float(np.hypot(*(weights * [counting_error, insertion_error]))),
-    }
+def combined(records: list[dict]) -> list[dict]:
+    """The runs with counting and insertion combined, each with weights from the *other* runs.
+
+    A weight from the run's own errors would be correlated with its values. The weights are the
+    inverse variances per cycle, averaged over the other runs (of a single run, its own).
+    """
+    keys = ("counting_g_L", "insertion_g_L")
+    variance = np.array([[r[k][1] ** 2 * r["cycles"] for k in keys] for r in records])
+    result = []
+    for i, record in enumerate(records):
+        others = np.delete(variance, i, axis=0) if len(records) > 1 else variance
+        weights = 1 / others.mean(0)
+        weights /= weights.sum()
+        values = np.array([record[k] for k in keys])
+        both = [float(weights @ values[:, 0]), float(np.hypot(*(weights * values[:, 1])))]
+        result.append({**record, "combined_g_L": both})
+    return result
 
 
 def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] | None:
@@ -160,18 +166,13 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
     for file in files:
         with np.load(file.with_suffix(".npz")) as arrays:
             runs.append({k: arrays[k].astype(np.int64) for k in ("counts", "centres")})
-    pilot = records[0]
-    if len(records) > 1:  # the pilot only set the lengths of the others, and the weights
-        records, runs = records[1:], runs[1:]
     cycles = np.array([r["cycles"] for r in records], dtype=float)
-    counting, insertion = (
+    records = combined(records)
+    counting, insertion, both = (
         pooled(np.array([r[key] for r in records]), cycles)
-        for key in ("counting_g_L", "insertion_g_L")
+        for key in ("counting_g_L", "insertion_g_L", "combined_g_L")
     )
-    weights = np.array([pilot[k][1] ** -2.0 for k in ("counting_g_L", "insertion_g_L")])
-    weights /= weights.sum()
-    uptake = float(weights @ [counting[0], insertion[0]])
-    error = float(np.hypot(*(weights * [counting[1], insertion[1]])))
+    uptake, error = both
     crystal = databases.iza(code)
     guest = raspa.load_force_field(LABEL.force_field)["guest"]["molar_mass"]
     fractions = dict.fromkeys(THRESHOLDS, (np.nan, np.nan))
@@ -195,7 +196,6 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
         "error_insertion_g_L": insertion[1],
         "n_closed_regions": closed,
         "interrupted": int(np.sum(crystal.species == 8) != 2 * np.sum(crystal.species == 14)),
-        "weight_counting": float(weights[0]),
         "cycles": sum(r["cycles"] for r in records),
         "seeds": " ".join(str(r["seed"]) for r in records),
         "cycles_per_seed": " ".join(str(r["cycles"]) for r in records),
@@ -203,11 +203,22 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
         "raspalib": "/".join(sorted({r["versions"]["raspalib"] for r in records})),
     }
     extra = {
-        "records": [with_weights(r, weights) for r in records],
-        "pilot": pilot,
+        "records": records,
         "blocked": {t: uptake * f for t, (f, _) in fractions.items()},
     }
     return row, extra
+
+
+def mean_difference(runs: list[list[dict]]) -> list[float] | None:
+    """Mean of first seed minus mean of the others, over frameworks, and its standard error."""
+    difference = [
+        r[0]["combined_g_L"][0] - np.mean([x["combined_g_L"][0] for x in r[1:]])
+        for r in runs
+        if len(r) > 1
+    ]
+    if len(difference) < 2:
+        return None
+    return [float(np.mean(difference)), float(np.std(difference) / np.sqrt(len(difference)))]
 
 
 def write_table(codes: list[str], folder: Path, command: str, blocked: bool = True) -> None:
@@ -219,7 +230,7 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
     # do the errors describe the scatter between seeds?
     chi2, freedom = 0.0, 0
     for extra in extras.values():
-        values = np.array([[r["n2_g_L"], r["error_g_L"]] for r in extra["records"]])
+        values = np.array([r["combined_g_L"] for r in extra["records"]])
         weights = values[:, 1] ** -2.0
         centre = weights @ values[:, 0] / weights.sum()
         chi2 += float(weights @ (values[:, 0] - centre) ** 2)
@@ -273,11 +284,10 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
             if r["code"] in NAMED
         },
         "error_kind": (
-            "standard error within runs, corrected for autocorrelation, pooled over seeds by "
-            "cycles; counting and test insertion combined with the inverse variances of the "
-            "pilot run (first seed), which is not part of the labels and set the length of the "
-            "others; times error_scale = sqrt(chi2 / degrees of freedom) between seeds where "
-            "that exceeds 1"
+            "standard error within runs, corrected for autocorrelation; counting and test "
+            "insertion combined with inverse variances of the other runs; runs pooled by cycles; "
+            "times error_scale = sqrt(chi2 / degrees of freedom) between seeds where that "
+            "exceeds 1"
         ),
         "error_scale": scale,
         "chi2_between_seeds": chi2,
@@ -286,7 +296,7 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
         "rms_z_between_estimators": float(np.sqrt(np.mean(np.square(methods)))),
         "total_cycles": int(sum(r["cycles"] for r in rows)),
         "total_run_wall_s": float(sum(r["wall_s"] for r in rows)),
-        "pilot_run_wall_s": float(sum(e["pilot"]["wall_s"] for e in extras.values())),
+        "pilot_minus_others_g_L": mean_difference([e["records"] for e in extras.values()]),
         "mean_counting_g_L": float(np.mean([r["counting_g_L"] for r in rows])),
         "mean_insertion_g_L": float(np.mean([r["insertion_g_L"] for r in rows])),
         "settings": {k: v for k, v in asdict(LABEL).items() if k != "seed"},
