@@ -16,7 +16,7 @@ from scipy import stats
 from small_models import CONFIG, write
 
 import x3mat
-from x3mat import databases, maps
+from x3mat import databases, maps, viz
 from x3mat.predict import load_model
 from x3mat.sampling import cut_spheres
 
@@ -271,3 +271,30 @@ def test_page_in_a_browser(site_maps, tmp_path):
         browser.close()
     assert problems == []
     assert requests == [page_file.as_uri()]
+
+
+# --------------------------------------------------------------------------------- pictures
+
+
+def test_slice_shows_the_field_and_the_atoms_near_the_plane(site_maps):
+    plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
+    m = site_maps["CAN"]
+    figure, ax = plt.subplots()
+    image = viz.plot_slice(ax, m.crystal, m.at, height=0.25, slab=1.0)
+    plane = m.at(np.stack(np.meshgrid(*[np.linspace(0, 1, 121)] * 2, [0.25], indexing="ij"), -1))
+    assert np.allclose(np.ravel(image.get_array()), plane.ravel())
+    points = np.concatenate([c.get_offsets() for c in ax.collections if c is not image])
+    c = m.crystal.lattice[2, 2]
+    near = np.abs((maps.with_faces(m.crystal)[1][:, 2] - 0.25 + 0.5) % 1 - 0.5) * c <= 0.5
+    assert len(points) == near.sum() > 0
+    plt.close(figure)
+
+
+def test_isosurfaces_in_three_dimensions(site_maps):
+    pytest.importorskip("py3Dmol", reason="py3Dmol is not installed")
+    m = site_maps["CAN"]
+    values, cube = maps.closed_cube(m.crystal, m.at, 0.7)
+    page = viz.field_view(m.crystal, [(m.at, 4.5, "red")])._make_html()
+    assert '"isoval": 4.5' in page
+    assert cube.splitlines()[4] in page
+    assert values.shape == tuple(int(line.split()[0]) for line in cube.splitlines()[3:6])

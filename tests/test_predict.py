@@ -15,7 +15,14 @@ from small_models import ABOUT, CONFIG, write
 import x3mat
 from x3mat import databases, paths
 from x3mat.crystal import crystal_from_arrays
-from x3mat.predict import Ensemble, available_models, domain_warnings, load_model, spread
+from x3mat.predict import (
+    MAX_ATOMS,
+    Ensemble,
+    available_models,
+    domain_warnings,
+    load_model,
+    spread,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +48,15 @@ def test_value_is_the_mean_over_all_windows_and_members(ensemble):
     assert result.std > 0
     assert (result.n_windows, result.unit) == (every.n_windows, "g/L")
     assert result.n_orbits < result.n_windows
+
+
+def test_workers_change_nothing(ensemble):
+    windows = ensemble.windows(databases.iza("MFI"))  # of several chunks
+    assert len(windows.positions) > 3 * MAX_ATOMS
+    together = replace(ensemble, workers=3).contributions(windows)
+    assert np.array_equal(together, ensemble.contributions(windows))
+    whole = ensemble.members[0].contributions(windows, 10**9)[:, 0].numpy()
+    assert np.allclose(together[0], whole, rtol=1e-5)
 
 
 def test_one_checkpoint_has_no_spread(folder):

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="List, describe and print the tables of labels.")
 
-MAX_THREADS = 8  # the networks are small: more threads only wait for each other
+MAX_THREADS = 8
 
 Files = Annotated[list[str], typer.Argument(
     metavar="FILE", help="CIF, POSCAR or extxyz files, or IZA frameworks such as iza:LTA.",
@@ -118,8 +119,6 @@ def explain(
       x3mat explain my.cif --out maps
       x3mat explain iza:LTA iza:ASV --out maps --step 1
     """
-    from dataclasses import asdict
-
     from x3mat.maps import explain as explain_one
 
     ensemble = _load(model)
@@ -172,8 +171,6 @@ def train(
       x3mat train zeolite-n2 --summarize
     """
     with _typed_errors():
-        from dataclasses import replace
-
         from x3mat.applications import application as find
         from x3mat.training import summarize as collect
         from x3mat.training import train_config, train_fold
@@ -334,8 +331,10 @@ def _load(model: str):
         ensemble = load_model(model)
         import torch
 
-        torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
-        return ensemble
+        # Members side by side: many threads inside one small network would wait for each other.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return replace(ensemble, workers=min(threads, MAX_THREADS))
 
 
 def _each(
