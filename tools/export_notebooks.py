@@ -32,6 +32,11 @@ SLUG = REPOSITORY.removeprefix("https://github.com/")
 RAW = f"https://raw.githubusercontent.com/{SLUG}/{BRANCH}"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
+PICTURE = (
+    "book/_static/site_map_lta.png",
+    "Site map of zeolite LTA: what each place in the unit cell contributes to the N2 uptake",
+)
+
 INSTALL = f'''\
 # Colab only: install x3mat beside the packages that are loaded already.
 import sys
@@ -322,7 +327,7 @@ def export(source: Path, library: Library | None = None) -> str:
 
 
 def readme(text: str) -> str:
-    """README.md with its table of chapters brought up to date."""
+    """README.md with its table of chapters, and its picture once there is one."""
     rows = ["| chapter | what it shows | |", "|---|---|---|"]
     for source in sources():
         front = yaml.safe_load(source.read_text(encoding="utf-8").split("---")[1])
@@ -334,13 +339,17 @@ def readme(text: str) -> str:
             f"| [{title_of(source)}]({page_url(source)}) | {front['x3mat']['summary']} "
             f"| [![Open in Colab]({BADGE})]({colab}) |"
         )
-    table = "\n".join(rows)
-    return re.sub(
-        r"(<!-- chapters -->\n).*?(<!-- /chapters -->)",
-        lambda match: f"{match[1]}\n{table}\n\n{match[2]}",
-        text,
-        flags=re.S,
-    )
+    parts = {"chapters": "\n".join(rows)}
+    if (ROOT / PICTURE[0]).is_file():
+        parts["picture"] = f"![{PICTURE[1]}]({PICTURE[0]})"
+    for name, part in parts.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda match, part=part: f"{match[1]}\n{part}\n\n{match[2]}",
+            text,
+            flags=re.S,
+        )
+    return text
 
 
 def main() -> int:

@@ -35,7 +35,8 @@ if ! [ -x "$venv/bin/python" ] || ! works "$venv/bin/python"; then
 fi
 
 echo "Installing the pinned packages (the first time takes some minutes)"
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt)
+pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile
+     -c constraints.txt)
 "${pip[@]}" -e ".[mofs,labels,book,test]"
 # zeose asks for all of Jupyter; x3mat only reads the database inside it
 "${pip[@]}" --no-deps zeose
