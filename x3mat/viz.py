@@ -49,8 +49,7 @@ def cell_view(
                    sphere=0.35, colour=colours[orbit])  # fmt: skip
     if center is not None:
         _sphere(view, np.asarray(center) @ crystal.lattice, radius)
-    view.zoomTo()
-    return view
+    return _look(view)
 
 
 def window_view(
@@ -82,31 +81,30 @@ def window_view(
         distance = np.linalg.norm(positions[:, None] - positions, axis=-1)
         for i, j in np.argwhere(np.triu(distance < cutoff, 1)):
             _line(view, positions[i] + middle, positions[j] + middle, WINDOW)
-    view.zoomTo()
-    return view
+    return _look(view)
 
 
-def plot_grid(ax, crystal: Crystal, windows: Windows, title: str | None = None, slabs: int = 1):
-    """Grid points in the plane of a and b (the first layers along c), coloured by orbit.
+def plot_grid(ax, crystal: Crystal, windows: Windows, title: str | None = None, along: int = 2):
+    """First layer of grid points, seen along axis `along` (0, 1, 2), coloured by orbit.
 
-    Larger points stand for larger orbits; atoms of the same slab are grey.
+    Larger points stand for larger orbits; atoms of the same layer are grey.
     """
-    plane = _plane(crystal)
+    i, j = sorted({0, 1, 2} - {along})
+    flat = crystal.lattice @ _plane(crystal, i, j) * (np.arange(3) != along)[:, None]
     index = np.stack(np.unravel_index(np.arange(windows.n_windows), windows.grid), axis=1)
-    layer = index[:, 2] < slabs
-    points = (index[layer] / np.array(windows.grid)) @ crystal.lattice @ plane
+    layer = index[:, along] == 0
     orbit = windows.orbit[layer]
     atoms = (crystal.frac_coords - windows.origin) % 1.0
-    near = atoms[:, 2] < slabs / windows.grid[2]
-    ax.scatter(*(atoms[near] @ crystal.lattice @ plane).T, s=6, c=FAINT, zorder=1)
-    corners = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
-    ax.plot(*(corners @ crystal.lattice @ plane).T, color=CELL, lw=1)
+    near = atoms[:, along] < 1 / windows.grid[along]
+    ax.scatter(*(atoms[near] @ flat).T, s=6, c=FAINT, zorder=1)
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+    ax.plot(*(corners @ flat[[i, j]]).T, color=CELL, lw=1)
     _, local = np.unique(orbit, return_inverse=True)
     colours = np.array(_colours(local.max() + 1))
-    ax.scatter(*points.T, s=8 + 12 * np.log2(1 + windows.weights[orbit]), c=colours[local],
-               edgecolors="white", linewidths=0.4, zorder=2)  # fmt: skip
+    ax.scatter(*(index[layer] / np.array(windows.grid) @ flat).T, c=colours[local], zorder=2,
+               s=8 + 12 * np.log2(1 + windows.weights[orbit]), edgecolors="white", linewidths=0.4)
     ax.set_aspect("equal")
-    ax.set_xlabel("Å")
+    ax.set_xlabel(f"{'abc'[i]} axis, Å")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(title or crystal.name, fontsize=10)
 
@@ -164,11 +162,10 @@ def field_view(crystal: Crystal, surfaces, size: tuple[int, int] = SIZE):
     return view
 
 
-def _plane(crystal: Crystal) -> np.ndarray:
-    """Orthonormal axes in the plane of a and b, (3, 2), the first along a."""
-    a, b = crystal.lattice[:2]
-    x_axis = a / np.linalg.norm(a)
-    y_axis = b - (b @ x_axis) * x_axis
+def _plane(crystal: Crystal, i: int = 0, j: int = 1) -> np.ndarray:
+    """Orthonormal axes in the plane of two cell axes, (3, 2), the first along axis i."""
+    x_axis = crystal.lattice[i] / np.linalg.norm(crystal.lattice[i])
+    y_axis = crystal.lattice[j] - (crystal.lattice[j] @ x_axis) * x_axis
     return np.stack([x_axis, y_axis / np.linalg.norm(y_axis)], axis=1)
 
 
@@ -177,6 +174,15 @@ def _view(size: tuple[int, int]):
 
     view = py3Dmol.view(width=size[0], height=size[1])
     view.setBackgroundColor("white")
+    return view
+
+
+def _look(view):
+    """Look at the whole from slightly right and above."""
+    view.zoomTo()
+    view.rotate(-20, "y")
+    view.rotate(12, "x")
+    view.zoom(1.3)
     return view
 
 
