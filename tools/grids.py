@@ -75,8 +75,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--codes", nargs="*", help="IZA codes (default: all)")
-    parser.add_argument("--all", type=int, default=700, help="grid points to compute all of")
-    parser.add_argument("--orbits", type=int, default=30, help="orbits drawn on larger grids")
+    parser.add_argument("--all", type=int, default=300, help="grid points to compute all of")
+    parser.add_argument("--orbits", type=int, default=16, help="orbits drawn on larger grids")
     parser.add_argument("--members", type=int, default=4, help="points drawn of each such orbit")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the draws")
     parser.add_argument("--out", default="grids", help="name below data/results")
