@@ -44,7 +44,7 @@ def test_table_holds_every_framework_with_errors(table):
     assert len(table) == 253
     uptake, error = _column(table, "n2_g_L"), _column(table, "error_g_L")
     blocked = _column(table, "n2_blocked_g_L")
-    assert ((uptake >= 0) & (uptake < 20) & (error > 0)).all()
+    assert ((uptake >= 0) & (uptake < 40) & (error > 0)).all()
     assert ((blocked >= 0) & (blocked <= uptake + 1e-9)).all()
     assert all(len(row["seeds"].split()) >= 2 for row in table.values())
     assert np.median(error / uptake) <= 0.03

@@ -35,7 +35,7 @@ LABEL = raspa.GCMCSettings(target_relative=0.05, target_absolute=0.04, max_secon
 PILOT = 1  # the seed that sets the lengths of the others
 NAMED = ["LTA", "ASV", "MFI", "CHA", "FAU", "MOR", "FER", "TON", "BEA", "RHO", "KFI", "MWW"]
 LONG = {"LTA": 4000, "ASV": 4000}  # cycles of the runs for density maps, else 800
-CHECKED = ("LTA", "FAU", "KFI")  # frameworks simulated again with their closed cages blocked
+CHECKED = ("LTA", "FAU", "DDR", "EMT")  # frameworks simulated again with their closed cages blocked
 THRESHOLDS = (10.0, 15.0, 20.0)  # k_B T
 
 
@@ -106,6 +106,12 @@ def pores(code: str, folder: Path) -> dict[float, pockets.PoreMap]:
     }
 
 
+def run_files(code: str, folder: Path) -> list[Path]:
+    """Records of all runs of a framework, those for density maps included, by seed."""
+    files = [*folder.glob(f"{code}-*[0-9].json"), *folder.glob(f"density/{code}-*[0-9].json")]
+    return sorted(files, key=lambda p: int(p.stem.split("-")[1]))
+
+
 def accessible_fraction(
     pore: pockets.PoreMap, runs: list[dict[str, np.ndarray]]
 ) -> tuple[float, float]:
@@ -137,15 +143,18 @@ def pooled(values: np.ndarray, cycles: np.ndarray) -> tuple[float, float]:
 def combined(records: list[dict]) -> list[dict]:
     """The runs with counting and insertion combined, each with weights from the *other* runs.
 
-    A weight from the run's own errors would be correlated with its values. The weights are the
-    inverse variances per cycle, averaged over the other runs (of a single run, its own).
+    A weight from the run's own errors would be correlated with its values, so the weights are
+    the inverse variances per cycle, averaged over the other runs. Test insertion has a heavy
+    tail (rarely, one insertion outweighs thousands); where a run's own variance is more than
+    four times that of the others, its own is taken.
     """
     keys = ("counting_g_L", "insertion_g_L")
     variance = np.array([[r[k][1] ** 2 * r["cycles"] for k in keys] for r in records])
     result = []
     for i, record in enumerate(records):
         others = np.delete(variance, i, axis=0) if len(records) > 1 else variance
-        weights = 1 / others.mean(0)
+        expected = others.mean(0)
+        weights = 1 / np.where(variance[i] > 4 * expected, variance[i], expected)
         weights /= weights.sum()
         values = np.array([record[k] for k in keys])
         both = [float(weights @ values[:, 0]), float(np.hypot(*(weights * values[:, 1])))]
@@ -158,7 +167,7 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
 
     Without `blocked` the pores are not looked at, and their columns are not a number.
     """
-    files = sorted(folder.glob(f"{code}-*[0-9].json"), key=lambda p: int(p.stem.split("-")[1]))
+    files = run_files(code, folder)
     if not files:
         return None
     records = [results.read_json(f) for f in files]
@@ -285,8 +294,9 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
         },
         "error_kind": (
             "standard error within runs, corrected for autocorrelation; counting and test "
-            "insertion combined with inverse variances of the other runs; runs pooled by cycles; "
-            "times error_scale = sqrt(chi2 / degrees of freedom) between seeds where that "
+            "insertion combined with inverse variances of the other runs (of the run itself where "
+            "four times larger); runs pooled by cycles; times error_scale = sqrt(chi2 / degrees "
+            "of freedom) between seeds where that "
             "exceeds 1"
         ),
         "error_scale": scale,
@@ -319,7 +329,7 @@ def write_densities(codes: list[str], folder: Path, workers: int) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for code in codes:
         crystal = databases.iza(code)
-        files = [*folder.glob(f"{code}-*[0-9].json"), folder / "density" / f"{code}-101.json"]
+        files = run_files(code, folder)
         records = [results.read_json(f) for f in files]
         centres = []
         for file in files:
