@@ -76,7 +76,11 @@ ZEOLITE_N2 = Application(
     conditions="298 K, 1 bar, pure silica",
     columns=("n2_g_L",),
     crystal=databases.iza,
-    hyper_parameters={},
+    hyper_parameters={
+        "epochs": 40, "crystals_per_step": 4, "windows_per_crystal": 48, "learning_rate": 4e-3,
+        "model": {"l_max": 1, "m_max": 1, "layers": 1, "channels": 32, "cutoff": 2.5,
+                  "radial_functions": 16},
+    },
 )
 
 APPLICATIONS = {a.name: a for a in (ZEOLITE_N2,)}

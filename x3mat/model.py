@@ -246,8 +246,8 @@ class SphericalLinear(nn.Module):
 
     def __init__(self, l_max: int, inputs: int, outputs: int):
         super().__init__()
-        bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(l_max + 1, inputs, outputs).uniform_(-bound, bound))
+        weight = torch.empty(l_max + 1, inputs, outputs)
+        self.weight = nn.Parameter(nn.init.normal_(weight, std=math.sqrt(2 / inputs)))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -492,6 +492,18 @@ class X3Mat(nn.Module):
         self.register_buffer("degree", torch.ones(2))
         self.register_buffer("shift", torch.zeros(config.outputs))
         self.register_buffer("scale", torch.ones(config.outputs))
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """He initialisation: normal weights of variance 2 / inputs (as in SphericalLinear).
+
+        Smaller ones, such as PyTorch's default, shrink the signal in each of the ten or so layers
+        between atoms and contribution, until all windows look alike and training stands still.
+        """
+        nn.init.normal_(self.embedding.weight, std=0.3)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_features))
 
     def forward(self, positions: Tensor, species: Tensor, ptr: Tensor) -> Tensor:
         """Contributions, (W, outputs), of windows in the layout of :class:`x3mat.Windows`.
