@@ -15,7 +15,9 @@ the picture of the README.
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from x3mat import databases, maps, paths, results
+from x3mat.applications import ZEOLITE_N2
 from x3mat.crystal import Crystal
 from x3mat.model import X3Mat
 from x3mat.predict import Ensemble, load_model
@@ -59,10 +62,10 @@ def boltzmann(crystal: Crystal) -> np.ndarray:
     return np.exp(-np.clip(energy_grid(crystal, spacing=0.5), -5000, None) / 298.0)
 
 
-def load_density(code: str, folder: Path) -> tuple[np.ndarray, float]:
-    """Density of N2 in g per litre, and the simulated uptake."""
+def load_density(code: str, folder: Path) -> np.ndarray:
+    """Density of N2, g per litre."""
     with np.load(folder / f"{code}.npz") as file:
-        return file["density"].astype(float) * grams_per_litre(N2, 1.0), float(file["n2_g_L"][0])
+        return file["density"].astype(float) * grams_per_litre(N2, 1.0)
 
 
 def ball_average(
@@ -120,13 +123,14 @@ def compare(
     return out, {**kept, "origin": windows.origin}
 
 
-def uptakes(code: str, ensemble: Ensemble, density: np.ndarray, simulated: float) -> dict:
+def uptakes(code: str, ensemble: Ensemble, density: np.ndarray) -> dict:
     """Simulated and predicted uptake, g per litre."""
     windows = ensemble.windows(databases.iza(code))
     values = ensemble.values(windows)
     unseen = [i for i, about in enumerate(ensemble.about) if code not in about["train"]]
     return {
-        "simulated": simulated, "mean_density": float(density.mean()),
+        "label": float(ZEOLITE_N2.labels().loc[code, "n2_g_L"]),
+        "mean_density": float(density.mean()),
         "predicted_all": float(values.mean()),
         "predicted_held_out": float(values[unseen].mean()) if unseen else None,
     }  # fmt: skip
@@ -170,19 +174,20 @@ def draw(path: Path, record: str, folder: Path, code: str = "LTA") -> None:
     from x3mat.viz import plot_slice
 
     crystal = databases.iza(code)
-    density, _ = load_density(code, folder)
+    density = load_density(code, folder)
     with np.load(paths.results(f"{record}.npz")) as file:
         name = f"{code}_held_out" if f"{code}_held_out" in file else f"{code}_all"
         grid, origin = file[name].astype(float), file[f"{code}_origin"]
     panels = (
-        ("simulated N₂ density", lambda x: maps.window_average(density, crystal.lattice, x, 0.7)),
+        ("simulated N₂ density",
+         lambda x: maps.window_average(density, crystal.lattice, x, 0.7).clip(0)),
         ("averaged over windows of 6 Å",
          lambda x: maps.window_average(density, crystal.lattice, x, 6.0)),
         ("site map of X(3)mat", lambda x: maps.interpolate(grid, (x - origin) * grid.shape)),
     )  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     for ax, (title, field), cmap in zip(axes, panels, ("magma", "viridis", "viridis"), strict=True):
-        image = plot_slice(ax, crystal, field, height=0.5, cmap=cmap)
+        image = plot_slice(ax, crystal, field, height=0.5, slab=3.6, cmap=cmap)
         figure.colorbar(image, ax=ax, shrink=0.85, label="g/L")
         ax.set_title(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,15 +209,17 @@ def main() -> None:
     options = parser.parse_args()
     if not options.only_figure:
         started = time.perf_counter()
-        ensemble, seeds = load_model(options.model), list(range(options.seeds))
+        torch.set_num_threads(1)
+        ensemble = replace(load_model(options.model), workers=os.cpu_count() or 1)
+        seeds = list(range(options.seeds))
         zeolites, own_grid, fields = {}, {}, {}
         available = sorted(p.stem for p in options.densities.glob("*.npz"))
         for code in tqdm(options.codes or available):
-            density, simulated = load_density(code, options.densities)
+            density = load_density(code, options.densities)
             given = density, boltzmann(databases.iza(code))
             zeolites[code], kept = compare(code, ensemble, seeds, STEP, *given)
             own_grid[code], _ = compare(code, ensemble, seeds, ensemble.config.step, *given)
-            zeolites[code] |= {"uptake_g_L": uptakes(code, ensemble, density, simulated),
+            zeolites[code] |= {"uptake_g_L": uptakes(code, ensemble, density),
                                "strongest": strongest(code, ensemble, density)}  # fmt: skip
             if code in DRAWN:
                 fields |= {f"{code}_{name}": field for name, field in kept.items()}
