@@ -75,6 +75,13 @@ def build(config=SMALL, weights="initial", dtype=torch.float64, seed=1):
     return net
 
 
+def randomize(layer):
+    """Weights, biases and scales all at random, none zero or one."""
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    return layer
+
+
 def load(weights, dtype):
     if weights in ("initial", "perturbed"):
         return build(weights=weights, dtype=dtype)
@@ -134,10 +141,8 @@ def test_node_layers_commute_with_isometries(kind, config, isometry, dtype):
         "linear": lambda: model.SphericalLinear(config.l_max, config.channels, 5),
         "norm": lambda: model.SphericalLayerNorm(config.l_max, config.channels),
         "feed_forward": lambda: FeedForward(config),
-    }[kind]().to(dtype)
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.add_(0.3 * torch.randn_like(p))
+    }[kind]()
+    randomize(layer).to(dtype)
     x = torch.randn(7, (config.l_max + 1) ** 2, config.channels).to(dtype)
     turn = wigner(isometry, config.l_max).to(dtype)
     assert_close(layer(turn @ x), turn @ layer(x), dtype)
@@ -153,7 +158,7 @@ def test_so2_convolution_commutes_with_o2_about_the_edge(config, mirrored, dtype
     )  # fmt: skip
     rows = model.m_major_rows(l_max, m_max)
     turn = wigner(about_y, l_max)[rows][:, rows].to(dtype)
-    layer = model.SO2Convolution(l_max, m_max, config.channels, 5, extra=4).to(dtype)
+    layer = randomize(model.SO2Convolution(l_max, m_max, config.channels, 5, extra=4)).to(dtype)
     x = torch.randn(6, len(rows), config.channels).to(dtype)
     out, extra = layer(model.split_orders(x, l_max, m_max))
     turned, extra_turned = layer(model.split_orders(turn @ x, l_max, m_max))
@@ -178,7 +183,7 @@ def test_split_orders_sorts_rows_by_m_and_join_undoes_it():
 def test_edge_layers_commute_with_isometries(kind, config, isometry, dtype):
     torch.manual_seed(3)
     net = X3Mat(config).to(dtype)
-    layer = (Attention if kind == "attention" else Block)(config).to(dtype)
+    layer = randomize((Attention if kind == "attention" else Block)(config)).to(dtype)
     positions, species, ptr = windows_at_random(dtype=dtype)
     x = torch.randn(len(ptr) - 1 + len(species), (config.l_max + 1) ** 2, config.channels).to(dtype)
 
