@@ -322,7 +322,7 @@ class SO2Convolution(nn.Module):
 
 
 class RadialNetwork(nn.Module):
-    """Two-layer network of the distance and of the elements at both ends: edges → (E, outputs)."""
+    """Network of the distance and of the elements at both ends: edges → (E, outputs)."""
 
     def __init__(self, config: X3MatConfig, outputs: int):
         super().__init__()
@@ -347,11 +347,12 @@ class Attention(nn.Module):
     The message from j to i is computed in the frame of the edge, where +y points along it:
 
         m_ij = D_ij (A x_j + B x_i) ⊙ radial(r_ij, Z_j, Z_i)
-        h_ij, z_ij = SO2(m_ij);   v_ij = SO2(gate(h_ij))
+        h_ij, s_ij = SO2(m_ij);   v_ij = SO2(gate(h_ij))
+        z_ij = a_h · LeakyReLU(LayerNorm(s_ij)) for each head h
         α_ij = u_ij e^{z_ij} / (1 + Σ_k u_ik e^{z_ik})
         out_i = P Σ_j α_ij D_ijᵀ v_ij
 
-    z is a normalised (LayerNorm) and therefore bounded logit; u is the smooth weight of the edge.
+    The logit z is bounded by its normalisation; u is the smooth weight of the edge.
     The 1 in the denominator makes a lone neighbour fade out smoothly, too.
     """
 

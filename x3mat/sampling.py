@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -124,7 +124,8 @@ def sample_windows(
     Raises
     ------
     DataError
-        If radius or step is not positive, or the grid would exceed two million points.
+        If radius or step is not positive, the kind of grid is unknown, or the grid would exceed
+        two million points.
 
     Examples
     --------
@@ -138,6 +139,9 @@ def sample_windows(
             crystal.name, f"radius {radius} and step {step} are not usable",
             "give a radius between 0 and 100 Å and a positive step",
         )
+    if grid not in get_args(GridKind):
+        raise DataError(crystal.name, f"there is no grid {grid!r}",
+                        f"choose from {', '.join(get_args(GridKind))}")
     points = choose_grid(crystal, step, grid)
     if math.prod(points) > MAX_POINTS:
         raise DataError(
@@ -150,7 +154,7 @@ def sample_windows(
     fractional = np.stack(np.unravel_index(kept, points), axis=1) / n + crystal.origin
     ptr, positions, species = cut_spheres(crystal, fractional, radius)
     return Windows(
-        centers=fractional % 1.0,
+        centers=fractional % 1.0 % 1.0,  # twice: −1e-17 % 1.0 is 1.0
         weights=weights.astype(np.int64),
         ptr=ptr,
         positions=positions,
