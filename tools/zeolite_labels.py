@@ -5,8 +5,8 @@ of labels with the uptake of accessible pores, and longer runs of named framewor
 maps. Runs that exist are kept, so the command may be killed and started again.
 
 examples:
-  python tools/zeolite_labels.py                       all: pilot, seeds 2 and 3, then the table
-  python tools/zeolite_labels.py --codes LTA --seeds 5 one more run, and the table with it
+  python tools/zeolite_labels.py                       all: pilot and seed 2, then the table
+  python tools/zeolite_labels.py --codes LTA --seeds 3 --steps runs   one more run
   python tools/zeolite_labels.py --steps table         only collect what is there
   python tools/zeolite_labels.py --steps density       density maps of the named frameworks
   python tools/zeolite_labels.py --steps blocking      real runs with closed cages blocked
@@ -146,7 +146,7 @@ def combined(records: list[dict]) -> list[dict]:
     A weight from the run's own errors would be correlated with its values, so the weights are
     the inverse variances per cycle, averaged over the other runs. Test insertion has a heavy
     tail (rarely, one insertion outweighs thousands); where a run's own variance is more than
-    four times that of the others, its own is taken.
+    thirty times that of the others, its own is taken.
     """
     keys = ("counting_g_L", "insertion_g_L")
     variance = np.array([[r[k][1] ** 2 * r["cycles"] for k in keys] for r in records])
@@ -154,7 +154,7 @@ def combined(records: list[dict]) -> list[dict]:
     for i, record in enumerate(records):
         others = np.delete(variance, i, axis=0) if len(records) > 1 else variance
         expected = others.mean(0)
-        weights = 1 / np.where(variance[i] > 4 * expected, variance[i], expected)
+        weights = 1 / np.where(variance[i] > 30 * expected, variance[i], expected)
         weights /= weights.sum()
         values = np.array([record[k] for k in keys])
         both = [float(weights @ values[:, 0]), float(np.hypot(*(weights * values[:, 1])))]
@@ -162,10 +162,13 @@ def combined(records: list[dict]) -> list[dict]:
     return result
 
 
-def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] | None:
-    """The table's row of a framework from all its runs, and what the summary needs besides.
+def collect(
+    code: str, folder: Path, seeds: list[int] | None = None, blocked: bool = True
+) -> tuple[dict, dict] | None:
+    """The table's row of a framework, and what the summary needs besides.
 
-    Without `blocked` the pores are not looked at, and their columns are not a number.
+    The uptake is that of the given seeds (all, if none are given), the share of accessible pores
+    that of all runs. Without `blocked` the pores are not looked at.
     """
     files = run_files(code, folder)
     if not files:
@@ -175,8 +178,8 @@ def collect(code: str, folder: Path, blocked: bool = True) -> tuple[dict, dict] 
     for file in files:
         with np.load(file.with_suffix(".npz")) as arrays:
             runs.append({k: arrays[k].astype(np.int64) for k in ("counts", "centres")})
+    records = combined([r for r in records if seeds is None or r["seed"] in seeds])
     cycles = np.array([r["cycles"] for r in records], dtype=float)
-    records = combined(records)
     counting, insertion, both = (
         pooled(np.array([r[key] for r in records]), cycles)
         for key in ("counting_g_L", "insertion_g_L", "combined_g_L")
@@ -230,10 +233,12 @@ def mean_difference(runs: list[list[dict]]) -> list[float] | None:
     return [float(np.mean(difference)), float(np.std(difference) / np.sqrt(len(difference)))]
 
 
-def write_table(codes: list[str], folder: Path, command: str, blocked: bool = True) -> None:
-    """Write ``data/zeolite-n2/labels.csv`` and ``data/results/zeolite-n2/labels.json``."""
+def write_table(
+    codes: list[str], folder: Path, seeds: list[int], path: Path, command: str, blocked: bool = True
+) -> None:
+    """Write the table to `path`, and ``data/results/zeolite-n2/labels.json``."""
     start = time.perf_counter()
-    found = [collect(c, folder, blocked) for c in tqdm(codes, desc="table")]
+    found = [collect(c, folder, seeds, blocked) for c in tqdm(codes, desc="table")]
     rows = [f[0] for f in found if f]
     extras = {f[0]["code"]: f[1] for f in found if f}
     # do the errors describe the scatter between seeds?
@@ -254,7 +259,6 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
     for row in rows:
         row["error_g_L"] *= scale
         row["error_blocked_g_L"] *= scale
-    path = paths.data() / "zeolite-n2" / "labels.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
@@ -292,10 +296,16 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
             for r in rows
             if r["code"] in NAMED
         },
+        "named_all_runs": {
+            c: [round(row["n2_g_L"], 3), round(row["error_g_L"], 3), row["cycles"]]
+            for c in NAMED
+            if c in extras
+            for row in [collect(c, folder, blocked=False)[0]]
+        },
         "error_kind": (
             "standard error within runs, corrected for autocorrelation; counting and test "
             "insertion combined with inverse variances of the other runs (of the run itself where "
-            "four times larger); runs pooled by cycles; times error_scale = sqrt(chi2 / degrees "
+            "thirty times larger); runs pooled by cycles; times error_scale = sqrt(chi2 / degrees "
             "of freedom) between seeds where that "
             "exceeds 1"
         ),
@@ -315,7 +325,6 @@ def write_table(codes: list[str], folder: Path, command: str, blocked: bool = Tr
         "are made neutral by an equal shift of all atoms; wall_s of provenance is that of "
         "collecting, total_run_wall_s adds up all runs",
     }  # fmt: skip
-    seeds = sorted({int(s) for r in rows for s in r["seeds"].split()})
     wall = time.perf_counter() - start
     results.write("zeolite-n2/labels.json", payload, seed=seeds, command=command, wall_s=wall)
     print(f"{len(rows)} frameworks, median relative error {payload['median_relative_error']:.3%}")
@@ -359,7 +368,7 @@ def check_blocking(folder: Path, workers: int, command: str) -> None:
     run_all(jobs, folder / "blocked", workers)
     payload = {}
     for code, settings in jobs:
-        row, _ = collect(code, folder)
+        row, _ = collect(code, folder)  # from all runs
         record = results.read_json(folder / "blocked" / f"{code}-{settings.seed}.json")
         error = float(np.hypot(record["error_g_L"], row["error_blocked_g_L"]))
         payload[code] = {
@@ -387,6 +396,10 @@ def main() -> int:
     parser.add_argument("--nice", type=int, default=10, help="raise niceness by this")
     parser.add_argument("--runs", type=Path, default=Path("runs/zeolite-n2"), help="folder of runs")
     parser.add_argument(
+        "--table", type=Path, default=paths.data() / "zeolite-n2" / "labels.csv",
+        help="table to write",
+    )  # fmt: skip
+    parser.add_argument(
         "--steps", nargs="+", default=["runs", "table"],
         choices=["runs", "table", "density", "blocking"],
     )  # fmt: skip
@@ -396,8 +409,8 @@ def main() -> int:
     every = list(databases.iza_codes())
     codes = args.codes or every
     errors: list[str] = []
+    seeds = [PILOT, *(s for s in args.seeds if s != PILOT)]
     if "runs" in args.steps:
-        seeds = [PILOT, *(s for s in args.seeds if s != PILOT)]
         for seed in seeds:  # a complete table of the pilot comes first
             if seed == PILOT:
                 jobs = [(c, replace(LABEL, seed=seed)) for c in codes]
@@ -408,9 +421,9 @@ def main() -> int:
             waiting = [c for c, s in jobs if not (args.runs / f"{c}-{s.seed}.json").is_file()]
             errors += run_all(jobs, args.runs, args.workers)
             if "table" in args.steps and (last or (waiting and len(codes) == len(every))):
-                write_table(every, args.runs, command.strip(), blocked=last)
+                write_table(every, args.runs, seeds, args.table, command.strip(), blocked=last)
     elif "table" in args.steps:
-        write_table(every, args.runs, command.strip())
+        write_table(every, args.runs, seeds, args.table, command.strip())
     if "density" in args.steps:
         write_densities(args.codes or NAMED, args.runs, args.workers)
     if "blocking" in args.steps:
