@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
@@ -32,6 +33,8 @@ from x3mat.descriptors import describe
 from x3mat.errors import DataError
 from x3mat.model import X3Mat, X3MatConfig, chunks, save_checkpoint
 from x3mat.sampling import Windows, sample_windows
+
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,8 @@ class Learner(L.LightningModule):
         super().__init__()
         self.config, self.train_set, self.validation_set = config, train, validation
         self.model = X3Mat(config.model)
+        self.history: list[dict[str, float]] = []
+        self._errors: dict[str, list[Tensor]] = {"train_mae": [], "val_mae": []}
         set_constants(self.model, train)
 
     def train_dataloader(self) -> DataLoader:
@@ -186,8 +191,8 @@ class Learner(L.LightningModule):
         current = CrystalWindows(
             data.windows, data.targets, data.windows_per_crystal, seed, self.current_epoch
         )
-        order = torch.Generator().manual_seed(1_000_003 * seed + self.current_epoch)
-        return DataLoader(current, self.config.crystals_per_step, shuffle=True, generator=order,
+        order = np.random.default_rng([seed, self.current_epoch]).permutation(len(data)).tolist()
+        return DataLoader(current, self.config.crystals_per_step, sampler=order,
                           collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
@@ -197,16 +202,30 @@ class Learner(L.LightningModule):
         return batch.to(device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        predicted = predict_mean(self.model, batch, self.config.max_atoms)
-        error = (predicted - batch.target).abs().mean()
-        self.log("train_mae", error, prog_bar=True, on_step=False, on_epoch=True,
-                 batch_size=len(batch.target))
-        return error / self.model.scale.mean()
+        return self._error("train_mae", batch).mean() / self.model.scale.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._error("val_mae", batch)
+
+    def _error(self, name: str, batch: Batch) -> Tensor:
+        """|Ŷ − Y| of each crystal, (B, outputs), noted under ``name``."""
         predicted = predict_mean(self.model, batch, self.config.max_atoms)
-        self.log("val_mae", (predicted - batch.target).abs().mean(), prog_bar=True,
-                 batch_size=len(batch.target), sync_dist=True)
+        error = (predicted - batch.target).abs()
+        self._errors[name].append(error.detach())
+        self.log(name, error.mean(), prog_bar=True, on_step=False, on_epoch=True,
+                 batch_size=len(error), sync_dist=True)
+        return error
+
+    def on_train_epoch_end(self) -> None:
+        row = {name: float(torch.cat(e).mean()) for name, e in self._errors.items() if e}
+        self.history.append({"epoch": self.current_epoch, **row})
+        self._errors = {name: [] for name in self._errors}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.history = list(checkpoint["history"])
 
     def configure_optimizers(self) -> dict:
         c = self.config
@@ -227,7 +246,7 @@ def set_constants(model: X3Mat, train: CrystalWindows) -> None:
             model.mean_degree(torch.as_tensor(w.positions, dtype=model.shift.dtype),
                               torch.as_tensor(w.ptr)) for w in train.windows
         ]).mean(0)
-        targets = torch.as_tensor(train.targets, dtype=model.shift.dtype)
+        targets = torch.tensor(train.targets, dtype=model.shift.dtype)
         model.degree.copy_(degrees.clamp(min=1e-3))
         model.shift.copy_(targets.mean(0))
         model.scale.copy_(targets.std(0).clamp(min=1e-6))
@@ -238,7 +257,7 @@ class TrainResult:
     """A trained model and how it was trained."""
 
     model: X3Mat
-    history: list[dict[str, float]]  # per logged epoch: epoch, train_mae, val_mae
+    history: list[dict[str, float]]  # per epoch: epoch, train_mae, val_mae where validated
     wall_s: float
 
 
@@ -264,7 +283,7 @@ def train(
     train_targets, val_targets : (n, outputs) array
         In the property's unit.
     folder : path
-        Gets ``last.ckpt`` after each validation, and ``metrics.csv``.
+        Gets ``last.ckpt`` after each epoch.
     device : {"auto", "cpu", "cuda", ...}
         Lightning's accelerator; ``devices`` is how many.
     check_every : int
@@ -284,7 +303,8 @@ def train(
                             "give one row of finite targets for each crystal")
     folder = Path(folder)
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
         torch.manual_seed(config.seed)
         learner = Learner(
             config,
@@ -300,23 +320,16 @@ def train(
             reload_dataloaders_every_n_epochs=1,
             check_val_every_n_epoch=min(check_every, config.epochs),
             num_sanity_val_steps=0,
-            callbacks=[average, ModelCheckpoint(folder, save_last=True, save_top_k=0)],
-            logger=CSVLogger(folder.parent, name=folder.name, version=""),
-            log_every_n_steps=1_000_000,
+            callbacks=[average, ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
+                                                enable_version_counter=False)],
+            logger=False,
             enable_progress_bar=progress,
             enable_model_summary=False,
         )
         last = folder / "last.ckpt"
         trainer.fit(learner, ckpt_path=last if last.exists() else None)
-    return TrainResult(learner.model.cpu().eval(), _history(folder / "metrics.csv"),
+    return TrainResult(learner.model.cpu().eval(), learner.history,
                        time.perf_counter() - started)
-
-
-def _history(path: Path) -> list[dict[str, float]]:
-    table = pd.read_csv(path).groupby("epoch").first()
-    return [{"epoch": int(epoch), **{k: float(row[k]) for k in ("train_mae", "val_mae")
-                                     if k in row and np.isfinite(row[k])}}
-            for epoch, row in table.iterrows()]
 
 
 def evaluate(model: X3Mat, windows: Sequence[Windows]) -> np.ndarray:

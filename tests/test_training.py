@@ -1,0 +1,210 @@
+"""Training: sampling, loss and gradient, determinism, resuming, records and their summary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from x3mat import databases, paths, results, sample_windows
+from x3mat.applications import APPLICATIONS, application
+from x3mat.errors import DataError
+from x3mat.model import X3Mat, X3MatConfig, load_checkpoint
+from x3mat.training import (
+    CrystalWindows,
+    Learner,
+    TrainConfig,
+    collate,
+    mean_contribution,
+    predict_mean,
+    set_constants,
+    summarize,
+    train,
+    train_config,
+    train_fold,
+)
+
+SMALL = TrainConfig(
+    model=X3MatConfig(l_max=1, m_max=1, channels=8, heads=2, layers=1, cutoff=2.5,
+                      radial_functions=8, radial_hidden=8, feed_forward=8),
+    epochs=4, crystals_per_step=2, windows_per_crystal=6, learning_rate=5e-3, ema=0.5,
+)
+CODES = ("SOD", "ABW", "ATN", "AFI")
+TARGETS = np.array([[3.0], [1.0], [2.0], [4.0]])
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return [sample_windows(databases.iza(code)) for code in CODES]
+
+
+def fit(windows, folder, config=SMALL):
+    return train(config, windows, TARGETS, windows[:2], TARGETS[:2], folder, device="cpu",
+                 progress=False, check_every=1)
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(),
+                                                 strict=True))
+
+
+def test_sample_is_unbiased_and_exact_where_it_is_everything(windows):
+    big = sample_windows(databases.iza("MFI"))
+    values = np.random.default_rng(0).normal(size=big.n_orbits)
+    exact = big.weights @ values / big.n_windows
+    means = []
+    for epoch in range(600):
+        _, index, share, _ = CrystalWindows([big], TARGETS[:1], 20, 3, epoch)[0]
+        assert share.sum() == pytest.approx(1)
+        assert len(index) <= 20
+        means.append(share @ values[index])
+    assert abs(np.mean(means) - exact) < 4 * np.std(means) / np.sqrt(len(means))
+    _, index, share, _ = CrystalWindows(windows, TARGETS, 10_000)[0]
+    assert len(index) == windows[0].n_orbits
+    assert share == pytest.approx(windows[0].weights / windows[0].n_windows)
+
+
+def test_sample_depends_on_seed_epoch_and_crystal_alone():
+    big = sample_windows(databases.iza("MFI"))
+    draw = [CrystalWindows([big], TARGETS[:1], 12, *key)[0][1].tolist()
+            for key in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    assert draw[0] == draw[1]
+    assert draw[0] != draw[2]
+    assert draw[0] != draw[3]
+
+
+def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
+    model = X3Mat(SMALL.model)
+    data = CrystalWindows(windows, TARGETS)
+    batch = collate([data[i] for i in range(len(data))])
+    with torch.no_grad():
+        together = predict_mean(model, batch, max_atoms=300).numpy()
+    alone = np.stack([mean_contribution(model, w) for w in windows])
+    assert together == pytest.approx(alone, rel=1e-5, abs=1e-6)
+
+
+def test_constants_come_from_the_training_set(windows):
+    model = X3Mat(SMALL.model)
+    set_constants(model, CrystalWindows(windows, TARGETS))
+    assert model.shift.item() == pytest.approx(TARGETS.mean())
+    assert model.scale.item() == pytest.approx(TARGETS.std(ddof=1))
+    by_hand = np.mean([model.mean_degree(torch.tensor(w.positions), torch.tensor(w.ptr)).numpy()
+                       for w in windows], axis=0)
+    assert model.degree.numpy() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_training_learns_and_repeats_itself(windows, tmp_path):
+    config = replace(SMALL, epochs=24, windows_per_crystal=100)
+    one, two = fit(windows, tmp_path / "a", config), fit(windows, tmp_path / "b", config)
+    assert same_weights(one.model, two.model)
+    errors = [row["train_mae"] for row in one.history]
+    assert np.mean(errors[-3:]) < 0.8 * np.mean(errors[:3]), errors
+    other = fit(windows, tmp_path / "c", replace(config, epochs=1, seed=1))
+    brief = fit(windows, tmp_path / "d", replace(config, epochs=1))
+    assert not same_weights(other.model, brief.model)
+
+
+def test_global_random_state_is_left_alone(windows, tmp_path):
+    before = torch.random.get_rng_state()
+    fit(windows, tmp_path / "a", replace(SMALL, epochs=1))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch):
+    whole = fit(windows, tmp_path / "whole")
+
+    def killed(self):
+        if self.current_epoch == 2:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "on_train_epoch_start", killed, raising=False)
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(windows, tmp_path / "cut")
+    assert (tmp_path / "cut" / "last.ckpt").exists()
+    resumed = fit(windows, tmp_path / "cut")
+    assert same_weights(whole.model, resumed.model)
+    assert [r["epoch"] for r in resumed.history] == [r["epoch"] for r in whole.history]
+
+
+@pytest.mark.parametrize("targets", [TARGETS[:3], TARGETS * np.nan, TARGETS[:, 0]])
+def test_bad_targets_are_refused(windows, tmp_path, targets):
+    with pytest.raises(DataError, match="targets"):
+        train(SMALL, windows, targets, windows[:1], TARGETS[:1], tmp_path)
+
+
+def test_hyper_parameters_can_be_changed_by_name():
+    config = train_config(application("zeolite-n2"), ["epochs=3", "model.cutoff=3.5"])
+    assert config.epochs == 3
+    assert config.model.cutoff == 3.5
+    for bad in ("epoch=3", "model=3", "model.width=2", "epochs=many"):
+        with pytest.raises(DataError, match=r"hyper-parameter|is not a"):
+            train_config(application("zeolite-n2"), [bad])
+    with pytest.raises(DataError, match="no such application"):
+        application("zeolite-h2")
+
+
+@pytest.mark.parametrize("app", APPLICATIONS.values(), ids=lambda app: app.name)
+def test_every_crystal_is_tested_once_and_never_learned_from(app):
+    folds, names = app.folds(), set(app.labels().index)
+    assert sorted(name for fold in folds for name in fold.rest) == sorted(names)
+    for fold in folds:
+        assert set(fold.train) | set(fold.rest) == names
+        assert not set(fold.train) & set(fold.rest)
+        assert abs(len(fold.halves[0]) - len(fold.halves[1])) <= 1
+        assert len(fold.train) == pytest.approx(0.8 * len(names), abs=1)
+
+
+def test_fold_writes_checkpoint_and_record(tmp_path):
+    app = application("zeolite-n2")
+    config = replace(SMALL, epochs=1)
+    record = train_fold(app, 1, config, models=tmp_path / "models", records=tmp_path / "records",
+                        runs=tmp_path / "runs", limit=4, device="cpu", progress=False)
+    assert record["n_train"] == 4
+    assert len(record["predictions"]) == 8
+    model, about = load_checkpoint(tmp_path / "models" / "fold1-seed0.pt")
+    assert model.config == config.model
+    assert about["train"] == list(app.folds()[1].train[:4])
+    assert about["domain"]["species"] == [8, 14]
+    first = record["predictions"][0]
+    again = mean_contribution(model, sample_windows(app.crystal(first["name"])))
+    assert first["predicted"] == pytest.approx(again.tolist())
+    assert first["label"] == [pytest.approx(app.labels().loc[first["name"], "n2_g_L"])]
+
+
+# ------------------------------------------------------------------------ committed results
+
+
+@pytest.mark.parametrize("app", APPLICATIONS.values(), ids=lambda app: app.name)
+def test_summary_follows_from_the_records(app, tmp_path, monkeypatch):
+    folder = paths.results(app.name)
+    stated = results.read_json(folder / "summary.json")
+    (tmp_path / app.name / "runs").mkdir(parents=True)
+    for path in (folder / "runs").glob("*.json"):
+        (tmp_path / app.name / "runs" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(paths, "results", lambda name="": tmp_path / name)
+    again = summarize(app)
+    for key in ("test_mae", "test_r2", "interval", "n_test", "n_train", "seeds", "folds"):
+        assert json.dumps(again[key]) == json.dumps(stated[key]), key
+    table = pd.read_csv(folder / "predictions.csv", index_col=0)
+    assert set(table.index) == set(app.labels().index)
+    assert (table.predicted - table.label).abs().mean() == pytest.approx(
+        stated["mae_of_mean_over_seeds"], abs=1e-3)
+
+
+@pytest.mark.parametrize("app", APPLICATIONS.values(), ids=lambda app: app.name)
+def test_shipped_models_give_the_recorded_predictions(app):
+    models = sorted((paths.data() / "models" / app.name).glob("*.pt"))
+    assert len(models) >= len(app.folds())
+    for path in models:
+        model, about = load_checkpoint(path)
+        record = results.read_json(paths.results(app.name) / "runs" / f"{path.stem}.json")
+        rest = {p["name"]: p["predicted"] for p in record["predictions"]}
+        assert not set(rest) & set(about["train"])
+        name = min(rest, key=lambda n: app.crystal(n).n_atoms)
+        windows = sample_windows(app.crystal(name), model.config.radius, model.config.step)
+        assert mean_contribution(model, windows).tolist() == pytest.approx(rest[name], rel=1e-3)
