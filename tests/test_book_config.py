@@ -157,7 +157,7 @@ def test_bibliography_leads_somewhere():
 def test_numbers_in_prose_come_from_result_files():
     for path in PROSE:
         text = path.read_text()
-        for block in re.finditer(r"^```+\{if-results\} (.+)$(.*?)^```+$", text, re.M | re.S):
+        for block in re.finditer(r"^```+\{if-results\} ([^\n]+)$(.*?)^```+$", text, re.M | re.S):
             if not results_exist(block[1]):
                 text = text.replace(block[0], "")
         for spec in re.findall(r"\{result\}`([^`]+)`", text):
