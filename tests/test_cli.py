@@ -42,7 +42,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", [
-    (), ("windows",), ("predict",), ("explain",), ("train",), ("simulate",),
+    (), ("windows",), ("predict",), ("explain",), ("train",),
     ("data", "list"), ("data", "describe"), ("data", "load"),
 ])  # fmt: skip
 def test_every_command_has_help_with_examples(command):
@@ -189,29 +189,3 @@ def test_data():
     assert len(rows) == len(table)
     assert run("data", "load", "zeolite-n2").stdout.splitlines()[0].startswith("code,n2_g_L")
     assert "there is no such application" in run("data", "load", "nothing", code=1).stderr
-
-
-def test_simulate_refuses_what_it_has_no_force_field_for(tmp_path):
-    from pymatgen.core import Lattice, Structure
-
-    salt = Structure.from_spacegroup(
-        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-    )
-    salt.to(filename=str(tmp_path / "salt.cif"))
-    result = run("simulate", tmp_path / "salt.cif", "--json", code=1)
-    assert json.loads(result.stdout)["error"]["type"] == "DataError"
-    assert "all-silica" in result.stderr
-
-
-def test_simulate_writes_uptake_and_density(tmp_path):
-    pytest.importorskip("raspalib", reason="raspalib is not installed (extra labels)")
-    from ase.io.cube import read_cube
-
-    result = run("simulate", "iza:ABW", "--max-seconds", 1, "--out", tmp_path, "--json")
-    record = json.loads(result.stdout)
-    assert record["n2_g_L"] == pytest.approx(0.43, abs=0.4)
-    with open(record["cube"]) as file:
-        cube = read_cube(file)
-    volume = abs(cube["atoms"].cell.volume) / cube["data"].size
-    assert cube["data"].sum() * volume < 0.1
-    assert cube["atoms"].numbers.tolist() == databases.iza("ABW").species.tolist()

@@ -7,9 +7,11 @@ import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
+import pockets
 import pytest
+import raspa
 
-from x3mat import databases, paths, pockets, raspa, results
+from x3mat import databases, paths, results
 from x3mat.crystal import crystal_from_arrays
 from x3mat.errors import DataError
 

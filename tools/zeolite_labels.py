@@ -25,9 +25,10 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from x3mat._raspa_job import statistical_inefficiency
 
 from x3mat import databases, paths, pockets, raspa, results
-from x3mat._raspa_job import statistical_inefficiency
+from x3mat.descriptors import grams_per_litre
 from x3mat.errors import X3MatError
 
 # the pilot stops at a target error; further seeds have a length fixed from it
@@ -200,7 +201,7 @@ def collect(
         "error_g_L": error,
         "n2_blocked_g_L": uptake * fraction,
         "error_blocked_g_L": float(np.hypot(error * fraction, uptake * fraction_error)),
-        "molecules_per_cell": uptake / raspa.grams_per_litre(guest, crystal.volume),
+        "molecules_per_cell": uptake / grams_per_litre(guest, crystal.volume),
         "mol_per_kg": uptake / guest / crystal.density,
         "counting_g_L": counting[0],
         "error_counting_g_L": counting[1],

@@ -28,9 +28,9 @@ from tqdm import tqdm
 from x3mat import databases, maps, paths, results
 from x3mat.applications import ZEOLITE_N2
 from x3mat.crystal import Crystal
+from x3mat.descriptors import grams_per_litre
 from x3mat.model import X3Mat
 from x3mat.predict import Ensemble, load_model
-from x3mat.raspa import grams_per_litre
 from x3mat.sampling import Windows
 
 EXAMPLES = """examples:
@@ -57,7 +57,7 @@ def untrained(ensemble: Ensemble, seed: int) -> X3Mat:
 
 def boltzmann(crystal: Crystal) -> np.ndarray:
     """exp(−U / k_B T) of one N2 molecule at 298 K on a grid, U minimised over orientations."""
-    from x3mat.pockets import energy_grid
+    from pockets import energy_grid
 
     return np.exp(-np.clip(energy_grid(crystal, spacing=0.5), -5000, None) / 298.0)
 

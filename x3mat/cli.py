@@ -1,4 +1,4 @@
-"""The command ``x3mat``: windows, predict, explain, train, simulate, data.
+"""The command ``x3mat``: windows, predict, explain, train, data.
 
 Heavy packages are imported inside the commands that need them, so that help is quick.
 """
@@ -198,45 +198,6 @@ def train(
             f" {r['unit']} on {len(r['predictions'])} held-out crystals" for r in records))
 
 
-@app.command()
-def simulate(
-    files: Files,
-    temperature: Annotated[float, typer.Option(help="K.")] = 298.0,
-    pressure: Annotated[float, typer.Option(help="Pa.")] = 1.0e5,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 1,
-    target: Annotated[float, typer.Option(help="Relative standard error at which to stop.")] = 0.03,
-    max_seconds: Annotated[float, typer.Option(help="Longest processor time of one run.")] = 600.0,
-    charges: Annotated[bool, typer.Option(help="With electrostatics.")] = True,
-    out: Annotated[Path | None, typer.Option(
-        help="Folder for the density of N2 as .cube (molecules per Å3).",
-        show_default=False)] = None,
-    as_json: Json = False,
-) -> None:
-    """Simulate N2 uptake of all-silica frameworks by GCMC (needs x3mat[labels]).
-
-    \b
-    Examples:
-      x3mat simulate iza:LTA
-      x3mat simulate my.cif --pressure 1e4 --target 0.02 --out densities --json
-    """
-    from x3mat.raspa import GCMCSettings
-    from x3mat.raspa import simulate as simulate_one
-
-    settings = GCMCSettings(
-        temperature=temperature, pressure=pressure, seed=seed, target_relative=target,
-        max_seconds=max_seconds, charges=charges,
-    )  # fmt: skip
-
-    def one(file: str) -> dict:
-        crystal = _crystal(file)
-        result = simulate_one(crystal, settings)
-        cube = {} if out is None else {"cube": str(_density_cube(crystal, result, out))}
-        return {"file": file, **result.summary(), **cube}
-
-    _each(files, one, lambda r: f"{r['file']}: {r['n2_g_L']:.3f} ± {r['error_g_L']:.3f} g/L"
-          f" ({r['mol_per_kg']:.4f} mol/kg, {r['cycles']} cycles, {r['wall_s']:.1f} s)", as_json)
-
-
 @data_app.command("list")
 def data_list(as_json: Json = False) -> None:
     """List the applications.
@@ -379,19 +340,3 @@ def _prediction_text(r: dict) -> str:
             + "".join(f"\n  warning: {warning}" for warning in r["warnings"]))
 
 
-def _density_cube(crystal, result, folder: Path) -> Path:
-    import numpy as np
-
-    from x3mat.maps import cube_text
-
-    density = result.density(crystal)
-    voxels = crystal.lattice / np.array(density.shape)[:, None]
-    path = folder / f"{crystal.name}-density.cube"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(cube_text(density, voxels, voxels.sum(axis=0) / 2, crystal,
-                                  f"{crystal.name}: density of N2, molecules per cubic angstrom"))
-    except OSError as error:
-        raise DataError(path, f"cannot write there ({error.strerror})", "Choose another folder.")\
-            from error
-    return path

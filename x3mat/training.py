@@ -465,7 +465,7 @@ def summarize(application: Application) -> dict:
     """Collect all records of an application into ``data/results/<application>/summary.json``.
 
     Each crystal is in the rest of one fold, so each seed predicts every crystal once, by a model
-    that never saw it. ``test_mae`` and ``test_r2`` are means over seeds; the interval is the
+    that never saw it; errors are against the labels as they stand now. ``test_mae`` and ``test_r2`` are means over seeds; the interval is the
     2.5-97.5 % range of ``test_mae`` over 10,000 bootstrap samples of the crystals.
     """
     folder = paths.results(application.name)
@@ -473,9 +473,11 @@ def summarize(application: Application) -> dict:
     if not records:
         raise DataError(application.name, "no training run is recorded",
                         f"run x3mat train {application.name}")
+    table = application.labels()[application.columns[0]]
     rows = pd.DataFrame([
-        {"name": p["name"], "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
-         "label": p["label"][0], "predicted": p["predicted"][0]}
+        {"name": p["name"], "learned": p["label"][0], "seed": r["provenance"]["seed"],
+         "fold": r["fold"], "half": p["half"],
+         "label": table[p["name"]], "predicted": p["predicted"][0]}
         for r in records for p in r["predictions"]
     ])
     complete = rows.groupby("seed").fold.nunique()
@@ -492,8 +494,9 @@ def summarize(application: Application) -> dict:
     draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
     together = wide.mean(axis=1)
     used = [r for r in records if r["provenance"]["seed"] in seeds]
-    table = pd.DataFrame({"label": label, "predicted": together, "spread": wide.std(axis=1)})
-    table.round(4).to_csv(folder / "predictions.csv")
+    changed = (rows.learned - rows.label).abs() > 1e-9
+    shown = pd.DataFrame({"label": label, "predicted": together, "spread": wide.std(axis=1)})
+    shown.round(4).to_csv(folder / "predictions.csv")
     summary = {
         "application": application.name, "property": application.property,
         "conditions": application.conditions, "unit": application.unit,
@@ -506,6 +509,7 @@ def summarize(application: Application) -> dict:
         "test_mae_of_each_fold": rows.assign(e=(rows.predicted - rows.label).abs())
             .groupby("fold").e.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
+        "labels_revised_since_training": sorted(set(rows.name[changed])),
         "n_test": len(label), "folds": len(application.folds()), "seeds": seeds,
         "config": used[0]["config"], "training_hardware": used[0]["provenance"]["hardware"],
         "training_wall_s": sum(r["provenance"]["wall_s"] for r in used),

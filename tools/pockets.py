@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
+from raspa import GCMCSettings, load_force_field, perpendicular_widths
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from .raspa import GCMCSettings, load_force_field, perpendicular_widths
-
 if TYPE_CHECKING:
-    from .crystal import Crystal
+    from x3mat.crystal import Crystal
 
 _SYMBOLS = {8: "O", 14: "Si"}
 

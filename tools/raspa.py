@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from raspa_job import loading
 
-from . import paths
-from ._raspa_job import loading
-from .errors import DataError
+from x3mat import paths
+from x3mat.descriptors import grams_per_litre
+from x3mat.errors import DataError
 
 if TYPE_CHECKING:
-    from .crystal import Crystal
+    from x3mat.crystal import Crystal
 
-_AVOGADRO = 6.02214076e23
 _SYMBOLS = {8: "O", 14: "Si"}
 _CENTRE_SITE = 1  # index of the centre of mass among the sites of N2
 
@@ -295,7 +295,7 @@ def _pockets_in_cell(settings: GCMCSettings, cell: np.ndarray) -> list[list[floa
 
 
 def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np.ndarray]:
-    """The job of `_raspa_job`, the supercell, and RASPA3's matrix of it."""
+    """The job of `raspa_job`, the supercell, and RASPA3's matrix of it."""
     force_field = load_force_field(settings.force_field)
     framework, guest = force_field["framework"], force_field["guest"]
     unknown = sorted({int(z) for z in crystal.species if _SYMBOLS.get(int(z)) not in framework})
@@ -367,11 +367,6 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
     return job, cell, standard
 
 
-def grams_per_litre(molar_mass: float, volume: float) -> float:
-    """g per litre of one molecule (g/mol) in a volume (Å3)."""
-    return molar_mass / _AVOGADRO / (volume * 1e-27)
-
-
 def simulate(crystal: Crystal, settings: GCMCSettings | None = None) -> GCMCResult:
     """Simulate the uptake of a gas in a rigid framework with RASPA3.
 
@@ -404,7 +399,7 @@ def simulate(crystal: Crystal, settings: GCMCSettings | None = None) -> GCMCResu
     with tempfile.TemporaryDirectory(prefix="x3mat-gcmc-") as folder:
         job_path, out_path = Path(folder, "job.json"), Path(folder, "out.npz")
         job_path.write_text(json.dumps(job), encoding="utf-8")
-        script = Path(__file__).with_name("_raspa_job.py")
+        script = Path(__file__).with_name("raspa_job.py")
         limit = min(20 * settings.max_seconds + 120, 86_400.0)  # wall time, on a busy machine
         try:
             done = subprocess.run(
