@@ -465,8 +465,9 @@ def summarize(application: Application) -> dict:
     """Collect all records of an application into ``data/results/<application>/summary.json``.
 
     Each crystal is in the rest of one fold, so each seed predicts every crystal once, by a model
-    that never saw it; errors are against the labels as they stand now. ``test_mae`` and ``test_r2`` are means over seeds; the interval is the
-    2.5-97.5 % range of ``test_mae`` over 10,000 bootstrap samples of the crystals.
+    that never saw it; errors are against the labels as they stand now. ``test_mae`` and
+    ``test_r2`` are means over seeds; the interval is the 2.5-97.5 % range of ``test_mae`` over
+    10,000 bootstrap samples of the crystals.
     """
     folder = paths.results(application.name)
     records = [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("fold*.json"))]
