@@ -1,4 +1,4 @@
-"""Runs one RASPA3 simulation in a process of its own: ``python _raspa_job.py JOB.json OUT.npz``.
+"""Runs one RASPA3 simulation in a process of its own: ``python raspa_job.py JOB.json OUT.npz``.
 
 RASPA3 is C++ and may abort the process, so `x3mat.raspa.simulate` starts this file as a script.
 It imports numpy and raspalib only. The job (JSON) holds the simulated cell, already replicated;

@@ -24,10 +24,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pockets
+import raspa
+from raspa_job import statistical_inefficiency
 from tqdm import tqdm
-from x3mat._raspa_job import statistical_inefficiency
 
-from x3mat import databases, paths, pockets, raspa, results
+from x3mat import databases, paths, results
 from x3mat.descriptors import grams_per_litre
 from x3mat.errors import X3MatError
 
