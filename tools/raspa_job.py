@@ -1,6 +1,6 @@
 """Runs one RASPA3 simulation in a process of its own: ``python raspa_job.py JOB.json OUT.npz``.
 
-RASPA3 is C++ and may abort the process, so `x3mat.raspa.simulate` starts this file as a script.
+RASPA3 is C++ and may abort the process, so `raspa.simulate` starts this file as a script.
 It imports numpy and raspalib only. The job (JSON) holds the simulated cell, already replicated;
 the output holds the number of molecules at every production cycle and where they were.
 """
