@@ -221,7 +221,8 @@ def test_page_is_self_contained_and_holds_the_map(site_maps, tmp_path):
     values = np.array(" ".join(lines[6 + m.crystal.n_atoms :]).split(), float).reshape(shape)
     assert np.allclose(values[0], values[-1])
     assert np.allclose(values[:, :, 0], values[:, :, -1])
-    assert values.mean() == pytest.approx(m.grid.mean(), rel=0.02)
+    inner = values[:-1, :-1, :-1]  # the faces are repeated
+    assert inner.mean() == pytest.approx(m.grid.mean(), rel=0.01)
     assert f"{m.prediction.value:.3g} ± {m.prediction.std:.2g} g/L" in page
     assert '<html lang="en">' in page
 

@@ -231,9 +231,10 @@ class Learner(L.LightningModule):
         c = self.config
         optimizer = torch.optim.AdamW(self.parameters(), c.learning_rate,
                                       weight_decay=c.weight_decay, betas=(0.9, 0.98))
+        steps = max(int(self.trainer.estimated_stepping_batches), 4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, c.learning_rate, int(self.trainer.estimated_stepping_batches),
-            pct_start=c.warm_up, cycle_momentum=False, div_factor=20, final_div_factor=50,
+            optimizer, c.learning_rate, steps, pct_start=min(max(c.warm_up, 2 / steps), 0.5),
+            cycle_momentum=False, div_factor=20, final_div_factor=50,
         )
         return {"optimizer": optimizer,
                 "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
