@@ -66,10 +66,12 @@ class X3MatConfig:
     radial_hidden: int = 32
     feed_forward: int = 64
     outputs: int = 1
+    readout: str = "linear"
 
     def __post_init__(self):
         problems = [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)
-                    if f.name not in ("l_max", "m_max") and not getattr(self, f.name) > 0]
+                    if f.name not in ("l_max", "m_max", "readout")
+                    and not getattr(self, f.name) > 0]
         if not 0 <= self.m_max <= self.l_max:
             problems.append(f"m_max = {self.m_max} is not between 0 and l_max = {self.l_max}")
         if not problems and self.channels % self.heads:
@@ -239,20 +241,24 @@ def window_edges(
 
 
 class SphericalLinear(nn.Module):
-    """y_lm = W_l x_lm (+ b for l = 0), one matrix W_l per degree: (N, S, in) → (N, S, out).
+    """y_lm = W_l x_lm (+ b for l = 0), one matrix W_l per degree: (N, rows, in) → (N, rows, out).
 
-    The only linear maps of the channels that commute with rotations (Schur's lemma).
+    The only linear maps of the channels that commute with rotations (Schur's lemma). The rows are
+    those of the degrees l_min to l_max.
     """
 
-    def __init__(self, l_max: int, inputs: int, outputs: int):
+    def __init__(self, l_max: int, inputs: int, outputs: int, l_min: int = 0):
         super().__init__()
-        weight = torch.empty(l_max + 1, inputs, outputs)
+        weight = torch.empty(l_max + 1 - l_min, inputs, outputs)
         self.weight = nn.Parameter(nn.init.normal_(weight, std=math.sqrt(2 / inputs)))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if l_min == 0 else None
+        self.rows = [2 * l_ + 1 for l_ in range(l_min, l_max + 1)]
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [x[:, l_ * l_ : (l_ + 1) ** 2] @ w for l_, w in enumerate(self.weight)]
-        return torch.cat([parts[0] + self.bias, *parts[1:]], dim=1)
+        parts = [rows @ w for rows, w in zip(x.split(self.rows, dim=1), self.weight, strict=True)]
+        if self.bias is not None:
+            parts[0] = parts[0] + self.bias
+        return torch.cat(parts, dim=1)
 
 
 class SphericalLayerNorm(nn.Module):
@@ -266,14 +272,14 @@ class SphericalLayerNorm(nn.Module):
         super().__init__()
         self.l_max, self.eps = l_max, eps
         self.scalars = nn.LayerNorm(channels, eps=eps)
-        self.gamma = nn.Parameter(torch.ones(l_max, channels))
+        self.gamma = nn.Parameter(torch.ones(l_max, channels)) if l_max else None
         degree = torch.tensor([math.isqrt(k) for k in range(1, (l_max + 1) ** 2)], dtype=torch.long)
         self.register_buffer("degree", degree - 1, persistent=False)
         self.register_buffer("share", 1.0 / ((2 * degree + 1) * max(l_max, 1)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         scalars = self.scalars(x[:, :1])
-        if self.l_max == 0:
+        if self.gamma is None:
             return scalars
         rest = x[:, 1:]
         mean = (rest.square().mean(dim=-1) * self.share.to(x)).sum(dim=-1)
@@ -302,23 +308,25 @@ class SO2Convolution(nn.Module):
     parity and would break inversion symmetry. W mixes degrees and channels. Source: eSCN
     (Passaro & Zitnick 2023), Eq. 8, restricted to O(3).
 
-    Input: one block per m, see :func:`split_orders`. Output: the same with other channels, and
-    ``extra`` scalars (E, extra).
+    Input: one block per m ≥ 0, (E, 1 or 2, rows_in[m], channels), see :func:`split_orders`.
+    Output: blocks (E, 1 or 2, rows_out[m], channels), and ``extra`` scalars (E, extra).
     """
 
-    def __init__(self, l_max: int, m_max: int, inputs: int, outputs: int, extra: int = 0):
+    def __init__(
+        self, rows_in: Sequence[int], rows_out: Sequence[int], channels: int, extra: int = 0
+    ):
         super().__init__()
-        self.extra = extra
+        self.rows_out, self.channels, self.extra = rows_out, channels, extra
         self.linear = nn.ModuleList(
-            nn.Linear(n * inputs, n * outputs + (extra if n == l_max + 1 else 0), bias=n > l_max)
-            for n in range(l_max + 1, l_max - m_max, -1)
+            nn.Linear(a * channels, b * channels + (0 if m else extra), bias=m == 0)
+            for m, (a, b) in enumerate(zip(rows_in, rows_out, strict=True))
         )
 
     def forward(self, blocks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         out = [linear(x.flatten(2)) for linear, x in zip(self.linear, blocks, strict=True)]
-        extra = out[0][:, 0, out[0].shape[-1] - self.extra :]
-        out[0] = out[0][..., : out[0].shape[-1] - self.extra]
-        return [y.unflatten(-1, (x.shape[2], -1)) for x, y in zip(blocks, out, strict=True)], extra
+        out[0], extra = out[0].split([out[0].shape[-1] - self.extra, self.extra], dim=-1)
+        return [y.unflatten(-1, (rows, self.channels))
+                for y, rows in zip(out, self.rows_out, strict=True)], extra[:, 0]
 
 
 class RadialNetwork(nn.Module):
@@ -358,27 +366,36 @@ class Attention(nn.Module):
 
     LOGIT_CHANNELS = 16
 
-    def __init__(self, config: X3MatConfig):
+    def __init__(self, config: X3MatConfig, l_out: int):
         super().__init__()
-        l_max, m_max, c = config.l_max, config.m_max, config.channels
-        self.l_max, self.m_max, self.heads = l_max, m_max, config.heads
-        self.sizes = [l_max + 1 - m for m in range(m_max + 1)]  # rows of each m ≥ 0
+        l_max, c = config.l_max, config.channels
+        self.l_max, self.l_out, self.heads = l_max, l_out, config.heads
+        self.m_max = min(config.m_max, l_out)  # larger orders would not reach the output
+        rows = [l_max + 1 - m for m in range(self.m_max + 1)]  # of each m ≥ 0
+        self.sizes = rows
         self.n_logits = self.heads * self.LOGIT_CHANNELS
         self.of_sender = SphericalLinear(l_max, c, c)
         self.of_receiver = SphericalLinear(l_max, c, c)
-        self.radial = RadialNetwork(config, sum(self.sizes) * c)
-        self.first = SO2Convolution(l_max, m_max, c, c, extra=(1 + l_max) * c + self.n_logits)
-        self.second = SO2Convolution(l_max, m_max, c, c)
+        self.radial = RadialNetwork(config, sum(rows) * c)
+        self.first = SO2Convolution(
+            rows, [l_max, *rows[1:]], c, extra=(1 + l_max) * c + self.n_logits
+        )
+        self.second = SO2Convolution(rows, [l_out + 1 - m for m in range(self.m_max + 1)], c)
         self.logit_norm = nn.LayerNorm(self.LOGIT_CHANNELS)
         logit = torch.empty(self.heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25)
         self.logit = nn.Parameter(logit)
-        self.project = SphericalLinear(l_max, c, c)
+        self.project = SphericalLinear(l_out, c, c)
+        kept = m_major_rows(l_max, self.m_max)
+        back = torch.nonzero(kept < (l_out + 1) ** 2).squeeze(-1)
+        self.register_buffer("back", back, persistent=False)
 
     def forward(
         self, sender: Tensor, receiver: Tensor, edges: EdgeFeatures, wigner: Tensor
     ) -> Tensor:
         channels = sender.shape[-1]
-        x = self.of_sender(sender)[edges.src] + self.of_receiver(receiver)[edges.dst]
+        wigner = wigner[:, : sum((2 if m else 1) * n for m, n in enumerate(self.sizes))]
+        x = self.of_sender(sender).index_select(0, edges.src)
+        x = x + self.of_receiver(receiver).index_select(0, edges.dst)
         x = split_orders(wigner @ x, self.l_max, self.m_max)
         radial = self.radial(edges.basis, edges.sender, edges.receiver)
         radial = radial.unflatten(1, (-1, channels)).split(self.sizes, dim=1)
@@ -387,54 +404,67 @@ class Attention(nn.Module):
             [channels, self.l_max * channels, self.n_logits], dim=1
         )
         gates = torch.sigmoid(gates).unflatten(1, (self.l_max, channels))[:, None]
-        x[0] = torch.cat([nn.functional.silu(scalars)[:, None, None], x[0][:, :, 1:] * gates], 2)
+        x[0] = torch.cat([nn.functional.silu(scalars)[:, None, None], x[0] * gates], dim=2)
         value, _ = self.second([x[0], *(b * gates[:, :, m:] for m, b in enumerate(x[1:]))])
         z = nn.functional.leaky_relu(self.logit_norm(logits.unflatten(1, (self.heads, -1))), 0.2)
         weight = torch.exp((z * self.logit).sum(-1)) * edges.weight[:, None]  # (E, H)
         total = weight.new_ones(len(receiver), self.heads).index_add(0, edges.dst, weight)
-        alpha = (weight / total[edges.dst]).repeat_interleave(channels // self.heads, dim=1)
-        message = wigner.transpose(1, 2) @ (join_orders(value) * alpha[:, None, :])
-        return self.project(torch.zeros_like(receiver).index_add(0, edges.dst, message))
+        alpha = weight / total.index_select(0, edges.dst)
+        alpha = alpha.repeat_interleave(channels // self.heads, dim=1)
+        message = join_orders(value) * alpha[:, None, :]
+        rows_out = (self.l_out + 1) ** 2
+        if self.l_out:  # the scalar row of D is 1
+            message = wigner[:, self.back, :rows_out].transpose(1, 2) @ message
+        out = message.new_zeros(len(receiver), rows_out, channels)
+        return self.project(out.index_add(0, edges.dst, message))
 
 
 class FeedForward(nn.Module):
     """SphericalLinear → gate → SphericalLinear, node by node: (N, S, C) → (N, S, C).
 
-    The gate replaces the scalars by SiLU of other scalars and multiplies each degree l > 0 by
-    sigmoid(g_l): exactly equivariant, since each degree is multiplied by an invariant number.
+    The gate multiplies each degree l > 0 by sigmoid(g_l): exactly equivariant, since each degree is
+    multiplied by an invariant number. The scalars inside are SiLU(s). s and g are linear in the
+    scalars of the input.
     """
 
-    def __init__(self, config: X3MatConfig):
+    def __init__(self, config: X3MatConfig, l_max: int):
         super().__init__()
-        l_max, c, inner = config.l_max, config.channels, config.feed_forward
-        self.expand = SphericalLinear(l_max, c, inner)
+        c, inner = config.channels, config.feed_forward
+        self.rows = [2 * l_ + 1 for l_ in range(1, l_max + 1)]
+        self.expand = SphericalLinear(l_max, c, inner, l_min=1) if l_max else None
         self.gates = nn.Linear(c, (1 + l_max) * inner)
         self.contract = SphericalLinear(l_max, inner, c)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.expand(x)
-        scalars, *gates = self.gates(x[:, 0]).split(inner.shape[-1], dim=1)
-        parts = [inner[:, l_ * l_ : (l_ + 1) ** 2] * torch.sigmoid(g)[:, None]
-                 for l_, g in enumerate(gates, start=1)]
-        return self.contract(torch.cat([nn.functional.silu(scalars)[:, None], *parts], dim=1))
+        scalars, *gates = self.gates(x[:, 0]).chunk(1 + len(self.rows), dim=1)
+        inner = [nn.functional.silu(scalars)[:, None]]
+        if self.expand is not None:
+            parts = self.expand(x[:, 1:]).split(self.rows, dim=1)
+            inner += [part * torch.sigmoid(g)[:, None]
+                      for part, g in zip(parts, gates, strict=True)]
+        return self.contract(torch.cat(inner, dim=1))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x ← x + attention(norm x); x ← x + feed_forward(norm x)."""
+    """Pre-norm transformer block: x ← x + attention(norm x); x ← x + feed_forward(norm x).
 
-    def __init__(self, config: X3MatConfig):
+    Output: the degrees up to l_out, (N, (l_out + 1)², C).
+    """
+
+    def __init__(self, config: X3MatConfig, l_out: int):
         super().__init__()
         self.norm_attention = SphericalLayerNorm(config.l_max, config.channels)
-        self.attention = Attention(config)
-        self.norm_feed_forward = SphericalLayerNorm(config.l_max, config.channels)
-        self.feed_forward = FeedForward(config)
+        self.attention = Attention(config, l_out)
+        self.norm_feed_forward = SphericalLayerNorm(l_out, config.channels)
+        self.feed_forward = FeedForward(config, l_out)
 
     def forward(
         self, x: Tensor, receivers: slice, edges: EdgeFeatures, wigner: Tensor
     ) -> Tensor:
         """New features of the nodes ``receivers``, to which ``edges.dst`` counts."""
         h = self.norm_attention(x)
-        x = x[receivers] + self.attention(h, h[receivers], edges, wigner)
+        update = self.attention(h, h[receivers], edges, wigner)
+        x = x[receivers, : update.shape[1]] + update
         return x + self.feed_forward(self.norm_feed_forward(x))
 
 
@@ -483,8 +513,11 @@ class X3Mat(nn.Module):
         self.embedding = nn.Embedding(MAX_SPECIES + 1, c)  # 0 is the probe
         self.degree_embedding = RadialNetwork(config, (l_max + 1) * c)
         self.wigner = WignerMatrices(l_max, config.m_max)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = SphericalLayerNorm(l_max, c)
+        # Only scalars of the probes are read out, so that is all that the last block computes.
+        self.blocks = nn.ModuleList(
+            Block(config, l_max if k + 1 < config.layers else 0) for k in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(c)
         self.head = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, config.outputs))
         centers = torch.linspace(0, max(config.cutoff, config.radius), config.radial_functions)
         self.register_buffer("centers", centers, persistent=False)
@@ -522,14 +555,22 @@ class X3Mat(nn.Module):
         edges, vectors, n_probe = self._edges(positions, species, ptr)
         node_species = torch.cat([species.new_zeros(n_windows), species])
         x = self._embed(node_species, edges, vectors, n_windows)
-        # Only the probes are read out: the last block needs no edges but theirs, the first n_probe.
+        # The last block needs no edges but those to the probes, the first n_probe.
         if len(self.blocks) == 1:
             vectors = vectors[:n_probe]
         wigner = self.wigner(edge_frames(vectors)) * self._directed(vectors)[:, None, :]
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
         x = self.blocks[-1](x, slice(n_windows), edges.select(slice(n_probe)), wigner[:n_probe])
-        return self.shift + self.scale * self.head(self.norm(x)[:, 0])
+        return self._readout(self.head(self.norm(x[:, 0])))
+
+    def _readout(self, f: Tensor) -> Tensor:
+        """Contributions in the property's unit from the head's numbers f, (W, outputs)."""
+        if self.config.readout == "exponential":
+            return self.shift * torch.exp(f)
+        if self.config.readout == "softplus":
+            return self.shift * nn.functional.softplus(f)
+        return self.shift + self.scale * f
 
     def _edges(
         self, positions: Tensor, species: Tensor, ptr: Tensor

@@ -12,10 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import sys
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import lightning as L
@@ -26,6 +30,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from x3mat import paths, results
 from x3mat.applications import Application
@@ -50,6 +55,8 @@ class TrainConfig:
     windows_per_crystal : int
         Windows drawn from each crystal and step (see :class:`CrystalWindows`); crystals with
         fewer orbits give all.
+    refine : int
+        Training moves the grid of windows at random by multiples of 1/refine of its spacing.
     learning_rate, weight_decay, clip : float
         AdamW's peak rate and decay; largest norm of the gradient.
     warm_up : float
@@ -66,6 +73,7 @@ class TrainConfig:
     epochs: int = 100
     crystals_per_step: int = 8
     windows_per_crystal: int = 24
+    refine: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     clip: float = 10.0
@@ -116,11 +124,14 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
 class CrystalWindows(Dataset):
     """Windows of crystals with targets; item i gives some or all windows of crystal i.
 
-    A crystal with more than ``windows_per_crystal`` orbits gives a systematic sample of that
+    With ``refine`` > 1 the windows lie on refined grids, and an item is one of the refine³ grids of
+    the model's step, drawn at random: the label holds for all of them.
+
+    A grid of more than ``windows_per_crystal`` orbits gives a systematic sample of that
     size: equally spaced points, with a random start, on the line on which each orbit takes as
     much room as it has grid points. An orbit is hit in proportion to its multiplicity, so that the
-    sample's mean is unbiased. Which windows are drawn depends on (seed, epoch, crystal) alone, so
-    that a resumed run sees the same ones as an uninterrupted run.
+    sample's mean is unbiased. What is drawn depends on (seed, epoch, crystal) alone, so
+    that a resumed run sees the same as an uninterrupted run.
     """
 
     def __init__(
@@ -128,11 +139,13 @@ class CrystalWindows(Dataset):
         windows: Sequence[Windows],
         targets: np.ndarray,
         windows_per_crystal: int | None = None,
+        refine: int = 1,
         seed: int = 0,
         epoch: int = 0,
     ):
         self.windows, self.targets = windows, targets
-        self.windows_per_crystal, self.seed, self.epoch = windows_per_crystal, seed, epoch
+        self.windows_per_crystal, self.refine = windows_per_crystal, refine
+        self.seed, self.epoch = seed, epoch
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -140,13 +153,16 @@ class CrystalWindows(Dataset):
     def __getitem__(self, i: int) -> tuple[Windows, np.ndarray, np.ndarray, np.ndarray]:
         """Windows, which of them, their shares, and the target."""
         windows = self.windows[i]
+        rng = np.random.default_rng([self.seed, self.epoch, i])
         index, counts = np.arange(windows.n_orbits), windows.weights
-        if self.windows_per_crystal is not None and self.windows_per_crystal < windows.n_orbits:
-            rng = np.random.default_rng([self.seed, self.epoch, i])
-            spacing = windows.n_windows / self.windows_per_crystal
+        if self.refine > 1:
+            index, counts = windows.subgrid(rng.integers(self.refine, size=3), self.refine)
+        if self.windows_per_crystal is not None and self.windows_per_crystal < len(index):
+            ends = np.cumsum(counts)
+            spacing = ends[-1] / self.windows_per_crystal
             drawn = (rng.random() + np.arange(self.windows_per_crystal)) * spacing
-            ends = np.cumsum(windows.weights)
-            index, counts = np.unique(np.searchsorted(ends, drawn, "right"), return_counts=True)
+            hit, counts = np.unique(np.searchsorted(ends, drawn, "right"), return_counts=True)
+            index = index[hit]
         return windows, index, counts / counts.sum(), self.targets[i]
 
 
@@ -189,7 +205,8 @@ class Learner(L.LightningModule):
     def train_dataloader(self) -> DataLoader:
         data, seed = self.train_set, self.config.seed
         current = CrystalWindows(
-            data.windows, data.targets, data.windows_per_crystal, seed, self.current_epoch
+            data.windows, data.targets, data.windows_per_crystal, data.refine, seed,
+            self.current_epoch,
         )
         order = np.random.default_rng([seed, self.current_epoch]).permutation(len(data)).tolist()
         return DataLoader(current, self.config.crystals_per_step, sampler=order,
@@ -281,6 +298,7 @@ def train(
     ----------
     config : TrainConfig
     train_windows, val_windows : sequence of Windows
+        Those for training with ``refine=config.refine``.
     train_targets, val_targets : (n, outputs) array
         In the property's unit.
     folder : path
@@ -309,7 +327,8 @@ def train(
         torch.manual_seed(config.seed)
         learner = Learner(
             config,
-            CrystalWindows(train_windows, train_targets, config.windows_per_crystal, config.seed),
+            CrystalWindows(train_windows, train_targets, config.windows_per_crystal,
+                           config.refine, config.seed),
             CrystalWindows(val_windows, val_targets),
         )
         average = EMAWeightAveraging(decay=config.ema)
@@ -345,10 +364,10 @@ def mean_contribution(model: X3Mat, windows: Windows) -> np.ndarray:
 
 
 def application_windows(
-    application: Application, names: Sequence[str], config: X3MatConfig
+    application: Application, names: Sequence[str], config: X3MatConfig, refine: int = 1
 ) -> list[Windows]:
     """Windows of an application's crystals."""
-    return [sample_windows(application.crystal(name), config.radius, config.step)
+    return [sample_windows(application.crystal(name), config.radius, config.step, refine=refine)
             for name in names]
 
 
@@ -418,7 +437,8 @@ def train_fold(
     cut = slice(limit)
     names = [split.train[cut], *(half[cut] for half in split.halves)]
     targets = [labels.loc[list(part), list(application.columns)].to_numpy(float) for part in names]
-    windows = [application_windows(application, part, config.model) for part in names]
+    windows = [application_windows(application, part, config.model, refine)
+               for part, refine in zip(names, (config.refine, 1, 1), strict=True)]
     tag = f"fold{fold}-seed{config.seed}"
     result = train(config, windows[0], targets[0], windows[1], targets[1],
                    Path(runs) / application.name / tag, device=device, devices=devices,
@@ -451,6 +471,27 @@ def train_fold(
         path.absolute(), record, seed=config.seed, wall_s=result.wall_s,
         command=f"x3mat train {application.name} --fold {fold} --seed {config.seed}",
     ))
+
+
+def train_folds(
+    application: Application, plan: Sequence[tuple[int, TrainConfig]], jobs: int = 1, **options
+) -> list[dict]:
+    """Call :func:`train_fold` for several (fold, config), ``jobs`` at a time.
+
+    Small networks leave most of a GPU, or of a processor with many cores, idle; several runs side
+    by side, each in a process of its own, fill it. Returns the records in the order of ``plan``.
+    """
+    if jobs == 1:
+        return [train_fold(application, fold, config, **options) for fold, config in plan]
+    options = {**options, "progress": False}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"),
+                             initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        futures = [pool.submit(train_fold, application, *run, **options) for run in plan]
+        for _ in tqdm(as_completed(futures), total=len(futures), unit="run",
+                      disable=not sys.stderr.isatty()):
+            pass
+        return [future.result() for future in futures]
 
 
 def _domain(application: Application, names: Sequence[str]) -> dict:
