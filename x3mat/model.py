@@ -94,7 +94,8 @@ def edge_frames(vectors: Tensor) -> Tensor:
     [[0.0, 2.0, 0.0]]
     """
     y = nn.functional.normalize(vectors, dim=-1)
-    helper = nn.functional.one_hot(y.abs().argmin(dim=-1), 3).to(y)
+    axis = torch.arange(3, device=y.device)
+    helper = (y.abs().argmin(dim=-1, keepdim=True) == axis).to(y)
     x = nn.functional.normalize(torch.linalg.cross(helper, y), dim=-1)
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-2)
 
@@ -190,54 +191,71 @@ def envelope(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Edges:
-    """Directed edges src → dst of a batch of windows."""
+class WindowGraph:
+    """Windows with the pairs of atoms that exchange messages; what the network reads.
 
-    src: Tensor  # (E,) sending node
-    dst: Tensor  # (E,) receiving node
-    vector: Tensor  # (E, 3) from src to dst, Å
-    weight: Tensor  # (E,) smooth, in [0, 1]
+    Every shape in the network follows from those here. Atoms that no window needs (padding) sit on
+    the surface, where edges have no weight.
+    """
+
+    positions: Tensor  # (A, 3) relative to the window's centre, Å
+    species: Tensor  # (A,)
+    window: Tensor  # (A,) window of each atom
+    src: Tensor  # (E,) sending and
+    dst: Tensor  # (E,) receiving atom of each pair
+    n_windows: int
 
 
-def window_edges(
-    positions: Tensor, ptr: Tensor, cutoff: float, radius: float
-) -> tuple[Edges, Edges]:
-    """Edges of a batch of windows: all pairs of atoms within ``cutoff``, and atom → probe.
+def window_graph(
+    positions: Tensor, species: Tensor, ptr: Tensor, cutoff: float, radius: float
+) -> WindowGraph:
+    """The graph of windows in the layout of :class:`x3mat.Windows`: all pairs within ``cutoff``.
 
     Parameters
     ----------
     positions : (A, 3)
         Relative to the window's centre, Å.
+    species : (A,) int64
+        Atomic numbers.
     ptr : (W + 1,) int64
         Offsets of the windows.
     cutoff, radius : float
-        Å.
+        Å. Atoms on the window's surface, whose edges have no weight, send nothing.
 
     Returns
     -------
-    pairs : Edges
-        Weight u(r_ij / cutoff) w_i, where w_i = u(\\|r_i\\| / radius) belongs to the sender i: an
-        atom fades out of the graph before it leaves the window. Node a is atom a.
-    probes : Edges
-        Weight w_i; ``dst`` is the index of the window.
+    WindowGraph
+        Pairs are sorted by dst.
     """
     counts = ptr.diff()
-    window = torch.repeat_interleave(torch.arange(len(counts), device=ptr.device), counts)
-    inside = envelope(positions.norm(dim=-1) / radius)
+    window = torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
     partners = counts[window]  # candidates of each atom: all atoms of its window
-    src = torch.repeat_interleave(torch.arange(len(window), device=ptr.device), partners)
+    dst = torch.arange(len(window), device=ptr.device).repeat_interleave(partners)
     first = partners.cumsum(0) - partners
-    dst = torch.arange(len(src), device=ptr.device) + (ptr[window] - first)[src]
-    vector = positions[dst] - positions[src]
-    near = (src != dst) & (vector.square().sum(-1) < cutoff**2) & (inside[src] > 0)
-    src, dst, vector = src[near], dst[near], vector[near]
-    pairs = Edges(src, dst, vector, envelope(vector.norm(dim=-1) / cutoff) * inside[src])
-    atom = torch.nonzero(inside > 0).squeeze(-1)
-    offset = -positions[atom]
-    return pairs, Edges(atom, window[atom], offset, inside[atom])
+    src = torch.arange(len(dst), device=ptr.device) + (ptr[window] - first)[dst]
+    near = (positions[dst] - positions[src]).square().sum(-1) < cutoff**2
+    near &= (src != dst) & (positions.square().sum(-1) < radius**2)[src]
+    return WindowGraph(positions, species, window, src[near], dst[near], len(counts))
 
 
 # --------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Directed edges src → dst between nodes, and what the layers read of them."""
+
+    src: Tensor  # (E,)
+    dst: Tensor  # (E,)
+    vector: Tensor  # (E, 3) from src to dst, Å
+    weight: Tensor  # (E,) smooth, in [0, 1]
+    basis: Tensor  # (E, radial functions)
+    element: Tensor  # (N, elements) of the nodes, one-hot
+
+    def first(self, n: int) -> Edges:
+        """The first n edges."""
+        return Edges(self.src[:n], self.dst[:n], self.vector[:n], self.weight[:n],
+                     self.basis[:n], self.element)
 
 
 class SphericalLinear(nn.Module):
@@ -336,17 +354,17 @@ class RadialNetwork(nn.Module):
         super().__init__()
         hidden = config.radial_hidden
         self.distance = nn.Linear(config.radial_functions, hidden)
-        self.sender = nn.Embedding(MAX_SPECIES + 1, hidden)
-        self.receiver = nn.Embedding(MAX_SPECIES + 1, hidden)
-        nn.init.uniform_(self.sender.weight, -1e-3, 1e-3)
-        nn.init.uniform_(self.receiver.weight, -1e-3, 1e-3)
+        self.sender = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
+        self.receiver = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
         self.rest = nn.Sequential(
             nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden),
             nn.SiLU(), nn.Linear(hidden, outputs),
         )
 
-    def forward(self, basis: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
-        return self.rest(self.distance(basis) + self.sender(sender) + self.receiver(receiver))
+    def forward(self, edges: Edges) -> Tensor:
+        x = self.distance(edges.basis)
+        x = x + (edges.element @ self.sender).index_select(0, edges.src)
+        return self.rest(x + (edges.element @ self.receiver).index_select(0, edges.dst))
 
 
 class Attention(nn.Module):
@@ -390,15 +408,14 @@ class Attention(nn.Module):
         self.register_buffer("back", back, persistent=False)
 
     def forward(
-        self, sender: Tensor, receiver: Tensor, edges: EdgeFeatures, wigner: Tensor
+        self, sender: Tensor, receiver: Tensor, edges: Edges, wigner: Tensor
     ) -> Tensor:
         channels = sender.shape[-1]
         wigner = wigner[:, : sum((2 if m else 1) * n for m, n in enumerate(self.sizes))]
         x = self.of_sender(sender).index_select(0, edges.src)
         x = x + self.of_receiver(receiver).index_select(0, edges.dst)
         x = split_orders(wigner @ x, self.l_max, self.m_max)
-        radial = self.radial(edges.basis, edges.sender, edges.receiver)
-        radial = radial.unflatten(1, (-1, channels)).split(self.sizes, dim=1)
+        radial = self.radial(edges).unflatten(1, (-1, channels)).split(self.sizes, dim=1)
         x, extra = self.first([a * b[:, None] for a, b in zip(x, radial, strict=True)])
         scalars, gates, logits = extra.split(
             [channels, self.l_max * channels, self.n_logits], dim=1
@@ -459,28 +476,13 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config, l_out)
 
     def forward(
-        self, x: Tensor, receivers: slice, edges: EdgeFeatures, wigner: Tensor
+        self, x: Tensor, receivers: slice, edges: Edges, wigner: Tensor
     ) -> Tensor:
-        """New features of the nodes ``receivers``, to which ``edges.dst`` counts."""
+        """New features of the nodes ``receivers``, the first ones."""
         h = self.norm_attention(x)
         update = self.attention(h, h[receivers], edges, wigner)
         x = x[receivers, : update.shape[1]] + update
         return x + self.feed_forward(self.norm_feed_forward(x))
-
-
-@dataclass(frozen=True)
-class EdgeFeatures:
-    """Edges with what the layers read of them."""
-
-    src: Tensor  # (E,)
-    dst: Tensor  # (E,)
-    weight: Tensor  # (E,)
-    basis: Tensor  # (E, radial functions)
-    sender: Tensor  # (E,) species of src
-    receiver: Tensor  # (E,) species of dst
-
-    def select(self, index: slice) -> EdgeFeatures:
-        return EdgeFeatures(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class X3Mat(nn.Module):
@@ -510,7 +512,7 @@ class X3Mat(nn.Module):
         super().__init__()
         self.config = config
         l_max, c = config.l_max, config.channels
-        self.embedding = nn.Embedding(MAX_SPECIES + 1, c)  # 0 is the probe
+        self.embedding = nn.Parameter(torch.empty(MAX_SPECIES + 1, c))  # 0 is the probe
         self.degree_embedding = RadialNetwork(config, (l_max + 1) * c)
         self.wigner = WignerMatrices(l_max, config.m_max)
         # Only scalars of the probes are read out, so that is all that the last block computes.
@@ -534,7 +536,7 @@ class X3Mat(nn.Module):
         Smaller ones, such as PyTorch's default, shrink the signal in each of the ten or so layers
         between atoms and contribution, until all windows look alike and training stands still.
         """
-        nn.init.normal_(self.embedding.weight, std=0.3)
+        nn.init.normal_(self.embedding, std=0.3)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_features))
@@ -551,17 +553,21 @@ class X3Mat(nn.Module):
         ptr : (W + 1,) int64
             Offsets of the windows.
         """
-        n_windows = len(ptr) - 1
-        edges, vectors, n_probe = self._edges(positions, species, ptr)
-        node_species = torch.cat([species.new_zeros(n_windows), species])
-        x = self._embed(node_species, edges, vectors, n_windows)
-        # The last block needs no edges but those to the probes, the first n_probe.
-        if len(self.blocks) == 1:
-            vectors = vectors[:n_probe]
-        wigner = self.wigner(edge_frames(vectors)) * self._directed(vectors)[:, None, :]
+        return self.network(
+            window_graph(positions, species, ptr, self.config.cutoff, self.config.radius)
+        )
+
+    def network(self, graph: WindowGraph) -> Tensor:
+        """Contributions, (W, outputs)."""
+        edges, n_windows = self._edges(graph), graph.n_windows
+        n_probe = len(graph.positions)  # edges to probes come first, one for each atom
+        x = self._embed(edges, n_windows)
+        if len(self.blocks) == 1:  # the last block needs no edges but those to the probes
+            edges = edges.first(n_probe)
+        wigner = self.wigner(edge_frames(edges.vector)) * self._directed(edges.vector)[:, None, :]
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
-        x = self.blocks[-1](x, slice(n_windows), edges.select(slice(n_probe)), wigner[:n_probe])
+        x = self.blocks[-1](x, slice(n_windows), edges.first(n_probe), wigner[:n_probe])
         return self._readout(self.head(self.norm(x[:, 0])))
 
     def _readout(self, f: Tensor) -> Tensor:
@@ -572,40 +578,44 @@ class X3Mat(nn.Module):
             return self.shift * nn.functional.softplus(f)
         return self.shift + self.scale * f
 
-    def _edges(
-        self, positions: Tensor, species: Tensor, ptr: Tensor
-    ) -> tuple[EdgeFeatures, Tensor, int]:
-        """Edges to probes, then edges between atoms; their vectors; how many are to probes."""
-        pairs, probes = window_edges(positions, ptr, self.config.cutoff, self.config.radius)
-        n_windows = len(ptr) - 1
-        vectors = torch.cat([probes.vector, pairs.vector])
-        distance = vectors.norm(dim=-1)
-        spacing = self.centers[1] - self.centers[0] if len(self.centers) > 1 else self.centers[0]
-        basis = torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2)
-        src = torch.cat([probes.src, pairs.src])
-        return EdgeFeatures(
-            src=src + n_windows,
-            dst=torch.cat([probes.dst, pairs.dst + n_windows]),
-            weight=torch.cat([probes.weight, pairs.weight]),
-            basis=basis,
-            sender=species[src],
-            receiver=torch.cat([torch.zeros_like(probes.dst), species[pairs.dst]]),
-        ), vectors, len(probes.src)
+    def _edges(self, graph: WindowGraph) -> Edges:
+        """Edges from each atom to the probe of its window, then the pairs.
 
-    def _embed(
-        self, species: Tensor, edges: EdgeFeatures, vectors: Tensor, n_windows: int
-    ) -> Tensor:
+        Weight of a pair: u(r_ij / cutoff) w_i, where w_i = u(\\|r_i\\| / radius) belongs to the
+        sender: an atom fades out of the graph before it leaves the window. To a probe: w_i.
+        """
+        positions, src, dst, n_windows = graph.positions, graph.src, graph.dst, graph.n_windows
+        inside = envelope(positions.norm(dim=-1) / self.config.radius)
+        sender = inside.index_select(0, src)
+        between = positions.index_select(0, dst) - positions.index_select(0, src)
+        vector = torch.cat([-positions, between])
+        distance = vector.norm(dim=-1)
+        near = envelope(distance[len(positions) :] / self.config.cutoff)
+        spacing = self.centers[1] - self.centers[0] if len(self.centers) > 1 else self.centers[0]
+        atoms = torch.arange(n_windows, n_windows + len(positions), device=positions.device)
+        nodes = torch.cat([graph.species.new_zeros(n_windows), graph.species])
+        elements = torch.arange(MAX_SPECIES + 1, device=positions.device)
+        return Edges(
+            src=torch.cat([atoms, src + n_windows]),
+            dst=torch.cat([graph.window, dst + n_windows]),
+            vector=vector,
+            weight=torch.cat([inside, near * sender]),
+            basis=torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2),
+            element=(nodes[:, None] == elements).to(positions),
+        )
+
+    def _embed(self, edges: Edges, n_windows: int) -> Tensor:
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
-        c = self.config.channels
-        radial = self.degree_embedding(edges.basis, edges.sender, edges.receiver).split(c, dim=1)
+        c, n = self.config.channels, len(edges.element)
+        radial = self.degree_embedding(edges).split(c, dim=1)
         degree = torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
-        direction = nn.functional.normalize(vectors, dim=-1)
+        direction = nn.functional.normalize(edges.vector, dim=-1)
         harmonics = spherical_harmonics(direction, self.config.l_max)
-        harmonics = harmonics * self._directed(vectors) * (edges.weight / degree)[:, None]
+        harmonics = harmonics * self._directed(edges.vector) * (edges.weight / degree)[:, None]
         parts = [harmonics[:, l_ * l_ : (l_ + 1) ** 2, None] * radial_l[:, None]
                  for l_, radial_l in enumerate(radial)]
-        scalars = self.embedding(species)[:, None]
-        x = torch.cat([scalars, scalars.new_zeros(len(species), len(self.degree_of_row) - 1, c)], 1)
+        scalars = (edges.element @ self.embedding)[:, None]
+        x = torch.cat([scalars, scalars.new_zeros(n, len(self.degree_of_row) - 1, c)], dim=1)
         return x.index_add(0, edges.dst, torch.cat(parts, dim=1))
 
     def _directed(self, vectors: Tensor) -> Tensor:
@@ -618,11 +628,11 @@ class X3Mat(nn.Module):
         return torch.where(self.degree_of_row > 0, directed, torch.ones_like(directed))
 
     @torch.no_grad()
-    def mean_degree(self, positions: Tensor, ptr: Tensor) -> Tensor:
+    def mean_degree(self, graph: WindowGraph) -> Tensor:
         """Mean sum of edge weights at a probe and at an atom, (2,); see :attr:`degree`."""
-        pairs, probes = window_edges(positions, ptr, self.config.cutoff, self.config.radius)
-        return torch.stack([probes.weight.sum() / max(len(ptr) - 1, 1),
-                            pairs.weight.sum() / max(len(positions), 1)])
+        weight, n_atoms = self._edges(graph).weight, len(graph.positions)
+        return torch.stack([weight[:n_atoms].sum() / max(graph.n_windows, 1),
+                            weight[n_atoms:].sum() / max(n_atoms, 1)])
 
     @torch.no_grad()
     def contributions(self, windows, max_atoms: int = 20_000) -> Tensor:

@@ -140,8 +140,8 @@ def sample_windows(
     Raises
     ------
     DataError
-        If radius, step or refine is not positive, the kind of grid is unknown, or the grid would exceed
-        two million points.
+        If radius, step or refine is not positive, the kind of grid is unknown, or the grid would
+        exceed two million points.
 
     Examples
     --------

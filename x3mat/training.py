@@ -12,15 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
@@ -36,7 +38,7 @@ from x3mat import paths, results
 from x3mat.applications import Application
 from x3mat.descriptors import describe
 from x3mat.errors import DataError
-from x3mat.model import X3Mat, X3MatConfig, chunks, save_checkpoint
+from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint, window_graph
 from x3mat.sampling import Windows, sample_windows
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -89,13 +91,27 @@ class Batch:
 
     positions: Tensor  # (A, 3) Å
     species: Tensor  # (A,)
-    ptr: Tensor  # (W + 1,)
+    window: Tensor  # (A,) window of each atom
+    src: Tensor  # (E,) atoms of each pair
+    dst: Tensor  # (E,)
     crystal: Tensor  # (W,) crystal that each window belongs to
     share: Tensor  # (W,) m_w / Σ m; sums to 1 for each crystal
     target: Tensor  # (B, outputs)
+    atom_ptr: np.ndarray  # (W + 1,) offsets of the windows among the atoms
+    pair_ptr: np.ndarray  # (W + 1,) and among the pairs
 
     def to(self, device) -> Batch:
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+        return replace(self, **{k: v.to(device, non_blocking=True)
+                                for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+    def graph(self, start: int, stop: int) -> WindowGraph:
+        """The windows start to stop."""
+        first, last = self.atom_ptr[start], self.atom_ptr[stop]
+        pairs = slice(self.pair_ptr[start], self.pair_ptr[stop])
+        return WindowGraph(
+            self.positions[first:last], self.species[first:last], self.window[first:last] - start,
+            self.src[pairs] - first, self.dst[pairs] - first, stop - start,
+        )
 
 
 def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
@@ -104,21 +120,99 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     Each chunk's activations are dropped and recomputed in the backward pass unless one chunk
     holds the whole batch.
     """
-    parts = chunks(batch.ptr.tolist(), max_atoms)
-    contributions = []
-    for a, b in parts:
-        ptr = batch.ptr[a : b + 1]
-        atoms = slice(ptr[0], ptr[-1])
-        inputs = batch.positions[atoms], batch.species[atoms], ptr - ptr[0]
-        if len(parts) > 1 and torch.is_grad_enabled():
-            contributions.append(checkpoint(model, *inputs, use_reentrant=False))
-        else:
-            contributions.append(model(*inputs))
+    parts = chunks(batch.atom_ptr.tolist(), max_atoms)
+    recompute = len(parts) > 1 and torch.is_grad_enabled()
+    contributions = [
+        checkpoint(model.network, batch.graph(a, b), use_reentrant=False) if recompute
+        else model.network(batch.graph(a, b)) for a, b in parts
+    ]
     weighted = torch.cat(contributions) * batch.share[:, None]
     return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)
 
 
+class Replayed:
+    """:func:`predict_mean` and its gradient on a GPU as a CUDA graph.
+
+    Launching the thousand small kernels of a step costs more time than running them. A CUDA graph
+    launches them all at once, but needs fixed shapes: batches are padded to one of a few sizes,
+    each a quarter octave larger than the last. Padding has no weight, so results are the same.
+    """
+
+    def __init__(self, model: X3Mat, crystals: int, windows: int):
+        self.model, self.crystals, self.windows = model, crystals, windows
+        self.captured: dict[tuple[int, int], Callable] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        sizes = tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 2)) / 4))
+                      for n in (len(batch.species), len(batch.src)))
+        arguments = self._pad(batch, *sizes)
+        if sizes not in self.captured:
+            mean = _Mean(self.model, self.crystals)
+            self.captured[sizes] = torch.cuda.make_graphed_callables(mean, arguments)
+        return self.captured[sizes](*arguments)[: len(batch.target)]
+
+    def _pad(self, batch: Batch, atoms: int, pairs: int) -> tuple[Tensor, ...]:
+        def longer(x: Tensor, n: int, value: float) -> Tensor:
+            return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
+
+        surface = self.model.config.radius
+        return (
+            longer(batch.positions, atoms, surface), longer(batch.species, atoms, 1),
+            longer(batch.window, atoms, 0), longer(batch.src, pairs, atoms - 1),
+            longer(batch.dst, pairs, atoms - 1), longer(batch.crystal, self.windows, 0),
+            longer(batch.share, self.windows, 0.0),
+        )
+
+
+class _Mean(torch.nn.Module):
+    """Weighted means of contributions from padded tensors, (crystals, outputs)."""
+
+    def __init__(self, model: X3Mat, crystals: int):
+        super().__init__()
+        self.model, self.crystals = model, crystals
+
+    def forward(self, positions, species, window, src, dst, crystal, share) -> Tensor:
+        graph = WindowGraph(positions, species, window, src, dst, len(share))
+        weighted = self.model.network(graph) * share[:, None]
+        out = weighted.new_zeros(self.crystals, weighted.shape[1])
+        return out.index_add(0, crystal, weighted)
+
+
 # ----------------------------------------------------------------------------------- data
+
+
+class Pairs(NamedTuple):
+    """Pairs of atoms within the cutoff, for all windows of a crystal."""
+
+    ptr: np.ndarray  # (W + 1,) offsets of the windows
+    src: np.ndarray  # (E,) int32, counted from the first atom of the window
+    dst: np.ndarray  # (E,)
+
+
+class Item(NamedTuple):
+    """Some windows of a crystal."""
+
+    windows: Windows
+    pairs: Pairs
+    index: np.ndarray  # which windows
+    share: np.ndarray  # their shares, which sum to 1
+    target: np.ndarray  # (outputs,)
+
+
+def find_pairs(windows: Windows, cutoff: float, max_atoms: int = 20_000) -> Pairs:
+    """The pairs of :func:`x3mat.model.window_graph`, found once instead of in every epoch."""
+    src, dst, counts = [], [], []
+    for a, b in chunks(windows.ptr, max_atoms):
+        first, ptr = windows.ptr[a], torch.as_tensor(windows.ptr[a : b + 1] - windows.ptr[a])
+        atoms = slice(first, windows.ptr[b])
+        graph = window_graph(torch.as_tensor(windows.positions[atoms]),
+                             torch.as_tensor(windows.species[atoms]), ptr, cutoff, windows.radius)
+        start = ptr[graph.window]
+        src.append((graph.src - start[graph.src]).int().numpy())
+        dst.append((graph.dst - start[graph.dst]).int().numpy())
+        counts.append(torch.bincount(graph.window[graph.dst], minlength=b - a).numpy())
+    ptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return Pairs(ptr, np.concatenate(src), np.concatenate(dst))
 
 
 class CrystalWindows(Dataset):
@@ -138,20 +232,27 @@ class CrystalWindows(Dataset):
         self,
         windows: Sequence[Windows],
         targets: np.ndarray,
+        cutoff: float,
         windows_per_crystal: int | None = None,
         refine: int = 1,
         seed: int = 0,
         epoch: int = 0,
+        pairs: Sequence[Pairs] | None = None,
     ):
-        self.windows, self.targets = windows, targets
+        self.windows, self.targets, self.cutoff = windows, targets, cutoff
         self.windows_per_crystal, self.refine = windows_per_crystal, refine
         self.seed, self.epoch = seed, epoch
+        self.pairs = pairs or [find_pairs(w, cutoff) for w in windows]
+
+    def at_epoch(self, epoch: int) -> CrystalWindows:
+        """The same crystals with the draws of another epoch."""
+        return CrystalWindows(self.windows, self.targets, self.cutoff, self.windows_per_crystal,
+                              self.refine, self.seed, epoch, self.pairs)
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, i: int) -> tuple[Windows, np.ndarray, np.ndarray, np.ndarray]:
-        """Windows, which of them, their shares, and the target."""
+    def __getitem__(self, i: int) -> Item:
         windows = self.windows[i]
         rng = np.random.default_rng([self.seed, self.epoch, i])
         index, counts = np.arange(windows.n_orbits), windows.weights
@@ -163,29 +264,43 @@ class CrystalWindows(Dataset):
             drawn = (rng.random() + np.arange(self.windows_per_crystal)) * spacing
             hit, counts = np.unique(np.searchsorted(ends, drawn, "right"), return_counts=True)
             index = index[hit]
-        return windows, index, counts / counts.sum(), self.targets[i]
+        return Item(windows, self.pairs[i], index, counts / counts.sum(), self.targets[i])
 
 
-def collate(items: Sequence[tuple]) -> Batch:
+def collate(items: Sequence[Item]) -> Batch:
     """Join the items of :class:`CrystalWindows`."""
-    positions, species, counts = [], [], []
-    for windows, index, _, _ in items:
-        sizes = windows.atoms_per_window[index]
-        atoms = np.repeat(windows.ptr[index] - np.cumsum(sizes) + sizes, sizes)
-        atoms = atoms + np.arange(len(atoms))
+    positions, species, src, dst, n_atoms, n_pairs = [], [], [], [], [], []
+    for windows, pairs, index, _, _ in items:
+        atoms, counts = _ragged(windows.ptr, index)
         positions.append(windows.positions[atoms])
         species.append(windows.species[atoms])
-        counts.append(sizes)
-    crystal = np.repeat(np.arange(len(items)), [len(index) for _, index, _, _ in items])
+        n_atoms.append(counts)
+        edges, counts = _ragged(pairs.ptr, index)
+        src.append(pairs.src[edges])
+        dst.append(pairs.dst[edges])
+        n_pairs.append(counts)
+    n_atoms, n_pairs = np.concatenate(n_atoms), np.concatenate(n_pairs)
+    atom_ptr, pair_ptr = (np.concatenate([[0], np.cumsum(n)]) for n in (n_atoms, n_pairs))
+    first = np.repeat(atom_ptr[:-1], n_pairs)  # pairs count from the first atom of their window
     as_float = torch.get_default_dtype()
     return Batch(
         positions=torch.as_tensor(np.concatenate(positions), dtype=as_float),
         species=torch.as_tensor(np.concatenate(species)),
-        ptr=torch.as_tensor(np.concatenate([[0], np.cumsum(np.concatenate(counts))])),
-        crystal=torch.as_tensor(crystal),
-        share=torch.as_tensor(np.concatenate([share for _, _, share, _ in items]), dtype=as_float),
-        target=torch.as_tensor(np.stack([target for *_, target in items]), dtype=as_float),
+        window=torch.as_tensor(np.repeat(np.arange(len(n_atoms)), n_atoms)),
+        src=torch.as_tensor(np.concatenate(src) + first),
+        dst=torch.as_tensor(np.concatenate(dst) + first),
+        crystal=torch.as_tensor(np.repeat(np.arange(len(items)), [len(i.index) for i in items])),
+        share=torch.as_tensor(np.concatenate([i.share for i in items]), dtype=as_float),
+        target=torch.as_tensor(np.stack([i.target for i in items]), dtype=as_float),
+        atom_ptr=atom_ptr, pair_ptr=pair_ptr,
     )
+
+
+def _ragged(ptr: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the entries of some rows of a CSR layout lie, and how many each row has."""
+    counts = ptr[index + 1] - ptr[index]
+    starts = np.repeat(ptr[index] - np.cumsum(counts) + counts, counts)
+    return starts + np.arange(len(starts)), counts
 
 
 # ------------------------------------------------------------------------------- learning
@@ -200,17 +315,15 @@ class Learner(L.LightningModule):
         self.model = X3Mat(config.model)
         self.history: list[dict[str, float]] = []
         self._errors: dict[str, list[Tensor]] = {"train_mae": [], "val_mae": []}
+        self._replayed = Replayed(self.model, config.crystals_per_step,
+                                  config.crystals_per_step * config.windows_per_crystal)
         set_constants(self.model, train)
 
     def train_dataloader(self) -> DataLoader:
-        data, seed = self.train_set, self.config.seed
-        current = CrystalWindows(
-            data.windows, data.targets, data.windows_per_crystal, data.refine, seed,
-            self.current_epoch,
-        )
-        order = np.random.default_rng([seed, self.current_epoch]).permutation(len(data)).tolist()
-        return DataLoader(current, self.config.crystals_per_step, sampler=order,
-                          collate_fn=collate)
+        rng = np.random.default_rng([self.config.seed, self.current_epoch])
+        data = self.train_set.at_epoch(self.current_epoch)
+        return DataLoader(data, self.config.crystals_per_step, collate_fn=collate,
+                          sampler=rng.permutation(len(data)).tolist())
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.validation_set, 4, collate_fn=collate)
@@ -226,10 +339,13 @@ class Learner(L.LightningModule):
 
     def _error(self, name: str, batch: Batch) -> Tensor:
         """|Ŷ − Y| of each crystal, (B, outputs), noted under ``name``."""
-        predicted = predict_mean(self.model, batch, self.config.max_atoms)
+        if self.device.type == "cuda" and torch.is_grad_enabled():
+            predicted = self._replayed(batch)
+        else:
+            predicted = predict_mean(self.model, batch, self.config.max_atoms)
         error = (predicted - batch.target).abs()
         self._errors[name].append(error.detach())
-        self.log(name, error.mean(), prog_bar=True, on_step=False, on_epoch=True,
+        self.log(name, error.detach().mean(), prog_bar=True, on_step=False, on_epoch=True,
                  batch_size=len(error), sync_dist=True)
         return error
 
@@ -247,7 +363,8 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> dict:
         c = self.config
         optimizer = torch.optim.AdamW(self.parameters(), c.learning_rate,
-                                      weight_decay=c.weight_decay, betas=(0.9, 0.98))
+                                      weight_decay=c.weight_decay, betas=(0.9, 0.98),
+                                      fused=self.device.type == "cuda")
         steps = max(int(self.trainer.estimated_stepping_batches), 4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, c.learning_rate, steps, pct_start=min(max(c.warm_up, 2 / steps), 0.5),
@@ -260,12 +377,10 @@ class Learner(L.LightningModule):
 def set_constants(model: X3Mat, train: CrystalWindows) -> None:
     """Measure mean degree, mean and spread of the target on the training set."""
     with torch.no_grad():
-        degrees = torch.stack([
-            model.mean_degree(torch.as_tensor(w.positions, dtype=model.shift.dtype),
-                              torch.as_tensor(w.ptr)) for w in train.windows
-        ]).mean(0)
+        batches = [collate([train[i]]) for i in range(len(train))]
+        degrees = torch.stack([model.mean_degree(b.graph(0, len(b.share))) for b in batches])
         targets = torch.tensor(train.targets, dtype=model.shift.dtype)
-        model.degree.copy_(degrees.clamp(min=1e-3))
+        model.degree.copy_(degrees.mean(0).clamp(min=1e-3))
         model.shift.copy_(targets.mean(0))
         model.scale.copy_(targets.std(0).clamp(min=1e-6))
 
@@ -274,7 +389,7 @@ def set_constants(model: X3Mat, train: CrystalWindows) -> None:
 class TrainResult:
     """A trained model and how it was trained."""
 
-    model: X3Mat
+    model: X3Mat  # on the device on which it was trained
     history: list[dict[str, float]]  # per epoch: epoch, train_mae, val_mae where validated
     wall_s: float
 
@@ -327,9 +442,9 @@ def train(
         torch.manual_seed(config.seed)
         learner = Learner(
             config,
-            CrystalWindows(train_windows, train_targets, config.windows_per_crystal,
-                           config.refine, config.seed),
-            CrystalWindows(val_windows, val_targets),
+            CrystalWindows(train_windows, train_targets, config.model.cutoff,
+                           config.windows_per_crystal, config.refine, config.seed),
+            CrystalWindows(val_windows, val_targets, config.model.cutoff),
         )
         average = EMAWeightAveraging(decay=config.ema)
         trainer = L.Trainer(
@@ -348,7 +463,8 @@ def train(
         )
         last = folder / "last.ckpt"
         trainer.fit(learner, ckpt_path=last if last.exists() else None)
-    return TrainResult(learner.model.cpu().eval(), learner.history,
+        device_used = trainer.strategy.root_device
+    return TrainResult(learner.model.to(device_used).eval(), learner.history,
                        time.perf_counter() - started)
 
 
