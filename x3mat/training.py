@@ -17,9 +17,10 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from x3mat import paths, results
-from x3mat.applications import Application
+from x3mat.applications import APPLICATIONS, Application
 from x3mat.descriptors import describe
 from x3mat.errors import DataError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint, window_graph
@@ -131,25 +132,48 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
 
 
 class Replayed:
-    """:func:`predict_mean` and its gradient on a GPU as a CUDA graph.
+    """:func:`predict_mean` and its gradient on a GPU as CUDA graphs.
 
-    Launching the thousand small kernels of a step costs more time than running them. A CUDA graph
+    Launching the thousand small kernels of a step takes longer than running them. A CUDA graph
     launches them all at once, but needs fixed shapes: batches are padded to one of a few sizes,
     each a quarter octave larger than the last. Padding has no weight, so results are the same.
+    A graph can be captured only while no other gradient is pending, so that all sizes have to be
+    named beforehand; a batch larger than all of them takes the ordinary path.
+
+    Parameters
+    ----------
+    model : X3Mat
+    crystals, windows : int
+        Largest numbers in a batch.
+    examples : iterable of Batch
+        A graph is captured for the size of each.
     """
 
-    def __init__(self, model: X3Mat, crystals: int, windows: int):
+    def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
         self.model, self.crystals, self.windows = model, crystals, windows
         self.captured: dict[tuple[int, int], Callable] = {}
+        pool = torch.cuda.graph_pool_handle()
+        largest_first = {self._size(b): b for b in sorted(examples, key=lambda b: -len(b.src))}
+        for size, batch in largest_first.items():
+            self.captured[size] = torch.cuda.make_graphed_callables(
+                _Mean(model, crystals), self._pad(batch, *size), pool=pool
+            )
 
-    def __call__(self, batch: Batch) -> Tensor:
-        sizes = tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 2)) / 4))
-                      for n in (len(batch.species), len(batch.src)))
-        arguments = self._pad(batch, *sizes)
-        if sizes not in self.captured:
-            mean = _Mean(self.model, self.crystals)
-            self.captured[sizes] = torch.cuda.make_graphed_callables(mean, arguments)
-        return self.captured[sizes](*arguments)[: len(batch.target)]
+    def __call__(self, batch: Batch) -> Tensor | None:
+        """Ŷ of each crystal, (B, outputs), or None where no captured size is large enough."""
+        n_atoms, n_pairs = len(batch.species), len(batch.src)
+        fitting = [size for size in self.captured if size[0] > n_atoms and size[1] >= n_pairs]
+        if not fitting:
+            return None
+        size = min(fitting, key=lambda s: s[0] + s[1])
+        return self.captured[size](*self._pad(batch, *size))[: len(batch.target)]
+
+    @staticmethod
+    def _size(batch: Batch) -> tuple[int, int]:
+        """Atoms, one of them padding, and pairs."""
+        atoms, pairs = (math.ceil(2 ** (math.ceil(4 * math.log2(n + 2)) / 4))
+                        for n in (len(batch.species), len(batch.src)))
+        return atoms, pairs
 
     def _pad(self, batch: Batch, atoms: int, pairs: int) -> tuple[Tensor, ...]:
         def longer(x: Tensor, n: int, value: float) -> Tensor:
@@ -199,6 +223,7 @@ class Item(NamedTuple):
     target: np.ndarray  # (outputs,)
 
 
+@lru_cache(maxsize=1024)
 def find_pairs(windows: Windows, cutoff: float, max_atoms: int = 20_000) -> Pairs:
     """The pairs of :func:`x3mat.model.window_graph`, found once instead of in every epoch."""
     src, dst, counts = [], [], []
@@ -315,21 +340,29 @@ class Learner(L.LightningModule):
         self.model = X3Mat(config.model)
         self.history: list[dict[str, float]] = []
         self._errors: dict[str, list[Tensor]] = {"train_mae": [], "val_mae": []}
-        self._replayed = Replayed(self.model, config.crystals_per_step,
-                                  config.crystals_per_step * config.windows_per_crystal)
+        self._replayed: Replayed | None = None
         set_constants(self.model, train)
 
     def train_dataloader(self) -> DataLoader:
-        rng = np.random.default_rng([self.config.seed, self.current_epoch])
-        data = self.train_set.at_epoch(self.current_epoch)
-        return DataLoader(data, self.config.crystals_per_step, collate_fn=collate,
-                          sampler=rng.permutation(len(data)).tolist())
+        return self._loader(self.current_epoch)
+
+    def _loader(self, epoch: int) -> DataLoader:
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
+        return DataLoader(self.train_set.at_epoch(epoch), self.config.crystals_per_step,
+                          sampler=order.tolist(), collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.validation_set, 4, collate_fn=collate)
 
     def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
         return batch.to(device)
+
+    def on_train_start(self) -> None:
+        if self.device.type == "cuda":
+            c = self.config
+            examples = (b.to(self.device) for epoch in range(2) for b in self._loader(epoch))
+            self._replayed = Replayed(self.model, c.crystals_per_step,
+                                      c.crystals_per_step * c.windows_per_crystal, examples)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._error("train_mae", batch).mean() / self.model.scale.mean()
@@ -339,9 +372,10 @@ class Learner(L.LightningModule):
 
     def _error(self, name: str, batch: Batch) -> Tensor:
         """|Ŷ − Y| of each crystal, (B, outputs), noted under ``name``."""
-        if self.device.type == "cuda" and torch.is_grad_enabled():
+        predicted = None
+        if self._replayed is not None and torch.is_grad_enabled():
             predicted = self._replayed(batch)
-        else:
+        if predicted is None:
             predicted = predict_mean(self.model, batch, self.config.max_atoms)
         error = (predicted - batch.target).abs()
         self._errors[name].append(error.detach())
@@ -483,8 +517,14 @@ def application_windows(
     application: Application, names: Sequence[str], config: X3MatConfig, refine: int = 1
 ) -> list[Windows]:
     """Windows of an application's crystals."""
-    return [sample_windows(application.crystal(name), config.radius, config.step, refine=refine)
+    return [_windows(application.name, name, config.radius, config.step, refine)
             for name in names]
+
+
+@lru_cache(maxsize=1024)  # runs that follow each other in one process share them
+def _windows(application_: str, name: str, radius: float, step: float, refine: int) -> Windows:
+    crystal = APPLICATIONS[application_].crystal(name)
+    return sample_windows(crystal, radius, step, refine=refine)
 
 
 # --------------------------------------------------------------------------- applications
