@@ -357,8 +357,7 @@ class RadialNetwork(nn.Module):
         self.sender = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
         self.receiver = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
         self.rest = nn.Sequential(
-            nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden),
-            nn.SiLU(), nn.Linear(hidden, outputs),
+            nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
         )
 
     def forward(self, edges: Edges) -> Tensor:

@@ -17,8 +17,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -37,7 +38,7 @@ from tqdm import tqdm
 
 from x3mat import paths, results
 from x3mat.applications import APPLICATIONS, Application
-from x3mat.descriptors import describe
+from x3mat.descriptors import Descriptors, describe
 from x3mat.errors import DataError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint, window_graph
 from x3mat.sampling import Windows, sample_windows
@@ -156,7 +157,7 @@ class Replayed:
         largest_first = {self._size(b): b for b in sorted(examples, key=lambda b: -len(b.src))}
         for size, batch in largest_first.items():
             self.captured[size] = torch.cuda.make_graphed_callables(
-                _Mean(model, crystals), self._pad(batch, *size), pool=pool
+                PaddedMean(model, crystals), self._pad(batch, size), pool=pool
             )
 
     def __call__(self, batch: Batch) -> Tensor | None:
@@ -166,7 +167,7 @@ class Replayed:
         if not fitting:
             return None
         size = min(fitting, key=lambda s: s[0] + s[1])
-        return self.captured[size](*self._pad(batch, *size))[: len(batch.target)]
+        return self.captured[size](*self._pad(batch, size))[: len(batch.target)]
 
     @staticmethod
     def _size(batch: Batch) -> tuple[int, int]:
@@ -175,20 +176,29 @@ class Replayed:
                         for n in (len(batch.species), len(batch.src)))
         return atoms, pairs
 
-    def _pad(self, batch: Batch, atoms: int, pairs: int) -> tuple[Tensor, ...]:
-        def longer(x: Tensor, n: int, value: float) -> Tensor:
-            return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
-
-        surface = self.model.config.radius
-        return (
-            longer(batch.positions, atoms, surface), longer(batch.species, atoms, 1),
-            longer(batch.window, atoms, 0), longer(batch.src, pairs, atoms - 1),
-            longer(batch.dst, pairs, atoms - 1), longer(batch.crystal, self.windows, 0),
-            longer(batch.share, self.windows, 0.0),
-        )
+    def _pad(self, batch: Batch, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        return pad(batch, *size, self.windows, self.model.config.radius)
 
 
-class _Mean(torch.nn.Module):
+def pad(batch: Batch, atoms: int, pairs: int, windows: int, radius: float) -> tuple[Tensor, ...]:
+    """The arguments of :class:`PaddedMean`: a batch with at least one atom more than it has.
+
+    Atoms are added on the surface of the first window, pairs between the last of them, windows
+    without a share: none has an effect.
+    """
+
+    def longer(x: Tensor, n: int, value: float) -> Tensor:
+        return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
+
+    return (
+        longer(batch.positions, atoms, radius), longer(batch.species, atoms, 1),
+        longer(batch.window, atoms, 0), longer(batch.src, pairs, atoms - 1),
+        longer(batch.dst, pairs, atoms - 1), longer(batch.crystal, windows, 0),
+        longer(batch.share, windows, 0.0),
+    )
+
+
+class PaddedMean(torch.nn.Module):
     """Weighted means of contributions from padded tensors, (crystals, outputs)."""
 
     def __init__(self, model: X3Mat, crystals: int):
@@ -496,10 +506,23 @@ def train(
             enable_model_summary=False,
         )
         last = folder / "last.ckpt"
-        trainer.fit(learner, ckpt_path=last if last.exists() else None)
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        with _tensor_float_32() if on_gpu else nullcontext():
+            trainer.fit(learner, ckpt_path=last if last.exists() else None)
         device_used = trainer.strategy.root_device
     return TrainResult(learner.model.to(device_used).eval(), learner.history,
                        time.perf_counter() - started)
+
+
+@contextmanager
+def _tensor_float_32() -> Iterator[None]:
+    """Matrix products of GPUs with 10 bits of mantissa, enough for gradients; others exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def evaluate(model: X3Mat, windows: Sequence[Windows]) -> np.ndarray:
@@ -651,12 +674,17 @@ def train_folds(
 
 
 def _domain(application: Application, names: Sequence[str]) -> dict:
-    crystals = [application.crystal(name) for name in names]
-    described = [describe(crystal) for crystal in crystals]
+    found = [_described(application.name, name) for name in names]
     ranges = {key: [min(values), max(values)] for key in
               ("density", "void_fraction", "largest_cavity")
-              if (values := [float(getattr(d, key)) for d in described])}
-    return {"species": sorted({int(z) for c in crystals for z in np.unique(c.species)}), **ranges}
+              if (values := [float(getattr(d, key)) for _, d in found])}
+    return {"species": sorted(set().union(*(species for species, _ in found))), **ranges}
+
+
+@lru_cache(maxsize=1024)
+def _described(application_: str, name: str) -> tuple[frozenset[int], Descriptors]:
+    crystal = APPLICATIONS[application_].crystal(name)
+    return frozenset(np.unique(crystal.species).tolist()), describe(crystal)
 
 
 def summarize(application: Application) -> dict:
@@ -707,6 +735,8 @@ def summarize(application: Application) -> dict:
             float(1 - ((together - label) ** 2).sum() / ((label - label.mean()) ** 2).sum()),
         "test_mae_of_each_fold": rows.assign(e=(rows.predicted - rows.label).abs())
             .groupby("fold").e.mean().tolist(),
+        "test_mae_of_each_half": rows.assign(e=(rows.predicted - rows.label).abs())
+            .groupby("half").e.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
         "labels_revised_since_training": sorted(set(rows.name[changed])),
         "n_test": len(label), "folds": len(application.folds()), "seeds": seeds,
