@@ -66,12 +66,10 @@ class X3MatConfig:
     radial_hidden: int = 32
     feed_forward: int = 64
     outputs: int = 1
-    readout: str = "linear"
 
     def __post_init__(self):
         problems = [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)
-                    if f.name not in ("l_max", "m_max", "readout")
-                    and not getattr(self, f.name) > 0]
+                    if f.name not in ("l_max", "m_max") and not getattr(self, f.name) > 0]
         if not 0 <= self.m_max <= self.l_max:
             problems.append(f"m_max = {self.m_max} is not between 0 and l_max = {self.l_max}")
         if not problems and self.channels % self.heads:
@@ -567,15 +565,7 @@ class X3Mat(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
         x = self.blocks[-1](x, slice(n_windows), edges.first(n_probe), wigner[:n_probe])
-        return self._readout(self.head(self.norm(x[:, 0])))
-
-    def _readout(self, f: Tensor) -> Tensor:
-        """Contributions in the property's unit from the head's numbers f, (W, outputs)."""
-        if self.config.readout == "exponential":
-            return self.shift * torch.exp(f)
-        if self.config.readout == "softplus":
-            return self.shift * nn.functional.softplus(f)
-        return self.shift + self.scale * f
+        return self.shift + self.scale * self.head(self.norm(x[:, 0]))
 
     def _edges(self, graph: WindowGraph) -> Edges:
         """Edges from each atom to the probe of its window, then the pairs.
