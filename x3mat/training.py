@@ -349,6 +349,7 @@ class Learner(L.LightningModule):
         self.config, self.train_set, self.validation_set = config, train, validation
         self.model = X3Mat(config.model)
         self.history: list[dict[str, float]] = []
+        self._began, self._seconds_before = time.perf_counter(), 0.0
         self._errors: dict[str, list[Tensor]] = {"train_mae": [], "val_mae": []}
         self._replayed: Replayed | None = None
         set_constants(self.model, train)
@@ -398,11 +399,17 @@ class Learner(L.LightningModule):
         self.history.append({"epoch": self.current_epoch, **row})
         self._errors = {name: [] for name in self._errors}
 
+    @property
+    def seconds(self) -> float:
+        """Wall time, with that before an interruption."""
+        return self._seconds_before + time.perf_counter() - self._began
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["seconds"] = self.history, self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = list(checkpoint["history"])
+        self._seconds_before = checkpoint["seconds"]
 
     def configure_optimizers(self) -> dict:
         c = self.config
@@ -480,7 +487,6 @@ def train(
             raise DataError("training set", f"targets are not finite numbers of shape {shape}",
                             "give one row of finite targets for each crystal")
     folder = Path(folder)
-    started = time.perf_counter()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # of captured steps
@@ -511,8 +517,7 @@ def train(
         with _tensor_float_32() if on_gpu else nullcontext():
             trainer.fit(learner, ckpt_path=last if last.exists() else None)
         device_used = trainer.strategy.root_device
-    return TrainResult(learner.model.to(device_used).eval(), learner.history,
-                       time.perf_counter() - started)
+    return TrainResult(learner.model.to(device_used).eval(), learner.history, learner.seconds)
 
 
 @contextmanager
