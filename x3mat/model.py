@@ -17,8 +17,9 @@ at the surface of the window: the contribution is a smooth function of the windo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -554,14 +555,23 @@ class X3Mat(nn.Module):
             window_graph(positions, species, ptr, self.config.cutoff, self.config.radius)
         )
 
-    def network(self, graph: WindowGraph) -> Tensor:
-        """Contributions, (W, outputs)."""
-        edges, n_windows = self._edges(graph), graph.n_windows
-        n_probe = len(graph.positions)  # edges to probes come first, one for each atom
+    def geometry(self, graph: WindowGraph) -> tuple[Edges, Tensor]:
+        """Edges and their Wigner matrices, (E, T, S): what does not depend on the weights."""
+        edges = self._edges(graph)
+        used = edges if len(self.blocks) > 1 else edges.first(len(graph.positions))
+        turns = self.wigner(edge_frames(used.vector))
+        return edges, turns * self._directed(used.vector)[:, None, :]
+
+    def network(
+        self, graph: WindowGraph, geometry: tuple[Edges, Tensor] | None = None
+    ) -> Tensor:
+        """Contributions, (W, outputs).
+
+        ``geometry``, from another model of the same configuration, saves computing it again.
+        """
+        edges, wigner = geometry or self.geometry(graph)
+        n_windows, n_probe = graph.n_windows, len(graph.positions)  # edges to probes come first
         x = self._embed(edges, n_windows)
-        if len(self.blocks) == 1:  # the last block needs no edges but those to the probes
-            edges = edges.first(n_probe)
-        wigner = self.wigner(edge_frames(edges.vector)) * self._directed(edges.vector)[:, None, :]
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
         x = self.blocks[-1](x, slice(n_windows), edges.first(n_probe), wigner[:n_probe])
@@ -623,16 +633,36 @@ class X3Mat(nn.Module):
         return torch.stack([weight[:n_atoms].sum() / max(graph.n_windows, 1),
                             weight[n_atoms:].sum() / max(n_atoms, 1)])
 
-    @torch.no_grad()
     def contributions(self, windows, max_atoms: int = 20_000) -> Tensor:
         """Contributions, (W, outputs), of all windows of a crystal, in chunks of bounded memory."""
-        like = self.shift
-        positions = torch.as_tensor(windows.positions).to(like)
-        species = torch.as_tensor(windows.species).to(like.device)
-        ptr = torch.as_tensor(windows.ptr).to(like.device)
-        parts = [self(positions[ptr[a] : ptr[b]], species[ptr[a] : ptr[b]], ptr[a : b + 1] - ptr[a])
-                 for a, b in chunks(windows.ptr, max_atoms)]
-        return torch.cat(parts)
+        return contributions((self,), windows, max_atoms)[0]
+
+
+def contributions(
+    models: Sequence[X3Mat], windows, max_atoms: int, apply: Callable[..., Iterable] = map
+) -> Tensor:
+    """Contributions of all windows of a crystal, (models, W, outputs).
+
+    ``max_atoms`` bounds the atoms of windows in memory at a time; ``apply`` may be the ``map`` of
+    an executor. Models of one configuration share what does not depend on the weights.
+    """
+    first = models[0]
+    positions = torch.as_tensor(windows.positions).to(first.shift)
+    species = torch.as_tensor(windows.species).to(first.shift.device)
+    ptr = torch.as_tensor(windows.ptr).to(first.shift.device)
+    parts = []
+    for a, b in chunks(windows.ptr, max_atoms):
+        atoms = slice(windows.ptr[a], windows.ptr[b])
+        inputs = positions[atoms], species[atoms], ptr[a : b + 1] - ptr[a]
+        graph = window_graph(*inputs, first.config.cutoff, first.config.radius)
+        one = partial(_contributions, first.config, inputs, graph, first.geometry(graph))
+        parts.append(torch.stack(list(apply(one, models))))
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()  # here: the threads of an executor do not inherit it
+def _contributions(config: X3MatConfig, inputs: tuple, graph, geometry, model: X3Mat) -> Tensor:
+    return model.network(graph, geometry) if model.config == config else model(*inputs)
 
 
 def chunks(ptr, max_atoms: int) -> list[tuple[int, int]]:
