@@ -6,7 +6,7 @@ once (`gcmc_kernel`) → loadings with errors, heats of adsorption, densities.
 
 Model: Lennard-Jones with Lorentz-Berthelot rules, truncated at the cutoff; point charges with
 Ewald summation. The framework's energy of a guest site depends on its place in the unit cell alone
-and is interpolated on a grid of asinh(U / 4000 K) with cubic B-splines; guests interact directly,
+and is interpolated on a grid with cubic B-splines; guests interact directly,
 with the smooth reciprocal part of the Ewald pair potential from a table over the simulated cell.
 A run is reproducible: a chain depends on seed, framework and state only, not on what runs beside it.
 """
@@ -39,7 +39,7 @@ _K_B = 1.380649e-23  # J/K
 _N_A = 6.02214076e23
 _R = 8.31446261815324e-3  # kJ/(mol K)
 HOST_CUTOFF = 9.0  # Å; real-space Ewald cutoff of the framework's potential
-PAIR_SPACING = 0.45  # Å; greatest spacing of the table of the Ewald pair potential
+PAIR_SPACING = 0.1  # greatest spacing of the table of the Ewald pair potential, times alpha
 VOXEL = 0.5  # Å; greatest size of the voxels for insertions and densities
 MOLECULE_VOLUME = 45.0  # Å3; of a guest where it is dense; only shapes the insertions
 CYCLES_PER_LAUNCH = 50
@@ -326,6 +326,14 @@ class _Guests:
     site_charge: np.ndarray
     lj: np.ndarray
 
+    @property
+    def stretch(self) -> np.ndarray:
+        """K; the grid of a site type holds asinh(U / stretch).
+
+        Found by trial: the bend must lie above the Coulomb energies that vary fast near atoms.
+        """
+        return np.array([max(4e3, 4e4 * abs(q)) if e > 0 else 1e6 for e, _, q in self.types])
+
 
 def _lj_table(one: np.ndarray, two: np.ndarray, settings: GCMCSettings) -> np.ndarray:
     """(…, 3) 4 epsilon, sigma², energy at the cutoff where shifted; rows epsilon, sigma."""
@@ -377,7 +385,7 @@ class _System:
     waves: np.ndarray
     shape: np.ndarray  # (3,) nodes of the energy grids
     voxels: np.ndarray
-    alpha: float
+    coulomb_cutoff: float  # Å, between guests
     pair: np.ndarray
     constant: np.ndarray
     tail: np.ndarray
@@ -391,8 +399,8 @@ class _System:
 
 
 def _ewald_alpha(cutoff: float) -> float:
-    """1/Å; erfc(alpha r) is 1e-7 at the cutoff."""
-    return 3.77 / cutoff
+    """1/Å; erfc(alpha r) is 1e-6 at the cutoff."""
+    return 3.46 / cutoff
 
 
 def _waves(lattice: np.ndarray, alpha: float) -> tuple[list[np.ndarray], np.ndarray]:
@@ -485,7 +493,8 @@ def _system(framework: Framework, settings: GCMCSettings, guests: _Guests) -> _S
     index = np.array([names.index(s) for s in symbols])
     lengths = np.linalg.norm(lattice, axis=1)
     shape, waves, pair = np.zeros(3, np.int64), np.zeros((0, 5)), np.zeros((0, 0, 0), np.float32)
-    alpha = _ewald_alpha(settings.cutoff)
+    coulomb_cutoff = float((replicas * widths).min() / 2)
+    alpha = _ewald_alpha(coulomb_cutoff)
     volume = abs(np.linalg.det(cell))
     constant = np.zeros(len(settings.gases))
     tail = np.zeros((len(constant), len(constant)))
@@ -505,7 +514,7 @@ def _system(framework: Framework, settings: GCMCSettings, guests: _Guests) -> _S
         ])  # fmt: skip
         least = 2 * np.array([len(h[0]) // 2, len(h[1]) // 2, len(h[2])]) + 2
         h, factor = _waves(cell, alpha)
-        nodes = _nodes(np.linalg.norm(cell, axis=1), PAIR_SPACING,
+        nodes = _nodes(np.linalg.norm(cell, axis=1), PAIR_SPACING / alpha,
                        2 * np.array([len(h[0]) // 2, len(h[1]) // 2, len(h[2])]) + 2)
         potential = COULOMB * _on_grid(h, factor, nodes)
         pair = _spline_coefficients(potential)
@@ -534,7 +543,7 @@ def _system(framework: Framework, settings: GCMCSettings, guests: _Guests) -> _S
         atom_type=np.tile(index, len(shifts)), atom_charge=np.tile(charge, len(shifts)),
         host_lj=host_lj, waves=waves, shape=shape,
         voxels=np.maximum(np.ceil(lengths / VOXEL), 1).astype(np.int64),
-        alpha=alpha, pair=pair, constant=constant, tail=tail,
+        coulomb_cutoff=coulomb_cutoff, pair=pair, constant=constant, tail=tail,
         mass=sum(parameters[s]["mass"] for s in symbols),
     )  # fmt: skip
 
@@ -582,7 +591,7 @@ def _tables(
         inverse=np.array([np.linalg.inv(s.cell) for s in systems]),
         replicas=np.array([s.replicas for s in systems]),
         grid=joined(grids, np.float32, (1,)), grid_shape=np.array([s.shape for s in systems]),
-        grid_start=np.where(starts < 0, -1, starts + 1),
+        grid_start=np.where(starts < 0, -1, starts + 1), stretch=guests.stretch,
         direct=int(direct),
         atom_start=ends(len(s.atoms) for s in systems),
         atoms=joined((s.atoms for s in systems), np.float64, (0, 3)),
@@ -596,7 +605,8 @@ def _tables(
         cutoff=float(settings.cutoff), charged=int(settings.charges != "none"),
         lj=guests.lj, n_sites=guests.n_sites, site_type=guests.site_type, site_z=guests.site_z,
         site_charge=guests.site_charge, reach=np.abs(guests.site_z).max(1),
-        alpha=np.array([s.alpha for s in systems]),
+        coulomb_cutoff=np.array([s.coulomb_cutoff for s in systems]),
+        alpha=np.array([_ewald_alpha(s.coulomb_cutoff) for s in systems]),
         pair=joined((s.pair.ravel() for s in systems), np.float32, (1,)),
         pair_shape=np.array([np.array(s.pair.shape) - 3 for s in systems]),
         pair_start=ends(s.pair.size for s in systems)[:-1] + 1,
@@ -655,8 +665,7 @@ def _make_grids(system: _System, guests: _Guests, settings: GCMCSettings, device
     for t, (epsilon, _, charge) in enumerate(guests.types):
         if epsilon > 0 or charge != 0:
             energy = values[t] + charge * values[-1]
-            system.grids[t] = _spline_coefficients(
-                kernel.STRETCH * np.arcsinh(energy / kernel.STRETCH))
+            system.grids[t] = _spline_coefficients(np.arcsinh(energy / guests.stretch[t]))
 
 
 def _voxel_distributions(

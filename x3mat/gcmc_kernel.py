@@ -23,9 +23,9 @@ import numpy as np
 from numba import config, cuda, njit
 
 SIMULATED = bool(config.ENABLE_CUDASIM)  # numba's CUDA simulator interprets plain Python
-COULOMB = 167_101.002  # e^2 / (4 pi epsilon_0 k_B) in K Å; CODATA 2018
-STRETCH = 4000.0  # K; grids hold asinh(U / STRETCH), which bends the wall into a logarithm
-CLOSEST = 0.7  # Å; nearer to an atom, the energy is that at this distance
+COULOMB = 167_100.947  # e^2 / (4 pi epsilon_0 k_B) in K Å; CODATA 2018
+CLOSEST = 0.7  # Å; nearer to an atom, the Lennard-Jones energy is that at this distance
+CORE = 1.3  # Å; so near to an atom a molecule overlaps, and 1/r is continued smoothly
 OVERLAP = 150.0  # in k_B T; a molecule with more framework energy overlaps
 BIG = 1e30  # K; the energy of an overlap
 THREADS = 64  # per block
@@ -51,6 +51,7 @@ class Tables(NamedTuple):
     grid: np.ndarray  # float32, all grids one after another
     grid_shape: np.ndarray  # (S, 3) nodes without padding
     grid_start: np.ndarray  # (S, T); -1 where the site does not feel the framework
+    stretch: np.ndarray  # (T,) K; grids hold asinh(U / stretch): the wall becomes a logarithm
     # framework: atoms of the simulated cell for direct sums, which also make the grids
     direct: int  # 1: no grids
     atom_start: np.ndarray  # (S + 1,)
@@ -71,6 +72,7 @@ class Tables(NamedTuple):
     site_z: np.ndarray  # (K, 3) Å along the axis
     site_charge: np.ndarray  # (K, 3)
     reach: np.ndarray  # (K,) greatest |z|, Å
+    coulomb_cutoff: np.ndarray  # (S,) Å, half of the simulated cell's least width
     alpha: np.ndarray  # (S,) 1/Å
     pair: np.ndarray  # float32; reciprocal part of the Ewald pair potential over the cell, K
     pair_shape: np.ndarray  # (S, 3)
@@ -115,7 +117,7 @@ def scalar(function):
     _SCALARS.append(function.__name__)
     if SIMULATED:
         return function
-    return njit(cache=True, nogil=True, fastmath={"contract", "arcp", "nsz", "reassoc"})(function)
+    return njit(cache=True, nogil=True, forceinline=True, fastmath={"contract", "arcp", "nsz", "reassoc"})(function)
 
 
 # ------------------------------------------------------------------------------ random numbers
@@ -190,38 +192,52 @@ def spline(table, start, shape, s, x, y, z):
 
 
 @scalar
+def distance2(cell, s, a, b, c):
+    """Squared distance (Å2) of the nearest images, from the difference of positions."""
+    a, b, c = a - math.floor(a + 0.5), b - math.floor(b + 0.5), c - math.floor(c + 0.5)
+    x = a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
+    y = a * cell[s, 0, 1] + b * cell[s, 1, 1] + c * cell[s, 2, 1]
+    z = a * cell[s, 0, 2] + b * cell[s, 1, 2] + c * cell[s, 2, 2]
+    return x * x + y * y + z * z
+
+
+@scalar
+def lennard_jones(table, t, u, r2):
+    """4 epsilon ((sigma/r)^12 - (sigma/r)^6), K, less its value at the cutoff where shifted."""
+    w = table[t, u, 1] / max(r2, CLOSEST * CLOSEST)
+    w = w * w * w
+    return table[t, u, 0] * (w * w - w) - table[t, u, 2]
+
+
+@scalar
+def screened(alpha, r2):
+    """erfc(alpha r) / r, with 1/r continued inside CORE by the even quartic that fits in C2."""
+    if r2 >= CORE * CORE:
+        r = math.sqrt(r2)
+        return math.erfc(alpha * r) / r
+    w = r2 / (CORE * CORE)
+    return math.erfc(alpha * math.sqrt(r2)) * (1.875 - 1.25 * w + 0.375 * w * w) / CORE
+
+
+@scalar
 def host_lj(tables, s, t, x, y, z):
     """Lennard-Jones energy (K) of a site of type t with all framework atoms within the cutoff."""
-    cell, limit, total = tables.cell, tables.cutoff * tables.cutoff, 0.0
+    atoms, total = tables.atoms, 0.0
     for i in range(tables.atom_start[s], tables.atom_start[s + 1]):
-        a, b, c = x - tables.atoms[i, 0], y - tables.atoms[i, 1], z - tables.atoms[i, 2]
-        a, b, c = a - math.floor(a + 0.5), b - math.floor(b + 0.5), c - math.floor(c + 0.5)
-        dx = a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
-        dy = a * cell[s, 0, 1] + b * cell[s, 1, 1] + c * cell[s, 2, 1]
-        dz = a * cell[s, 0, 2] + b * cell[s, 1, 2] + c * cell[s, 2, 2]
-        r2 = dx * dx + dy * dy + dz * dz
-        f = tables.atom_type[i]
-        q = tables.host_lj[f, t, 1] / max(r2, CLOSEST * CLOSEST)
-        q = q * q * q
-        e = tables.host_lj[f, t, 0] * (q * q - q) - tables.host_lj[f, t, 2]
-        total += e if r2 < limit else 0.0
+        r2 = distance2(tables.cell, s, x - atoms[i, 0], y - atoms[i, 1], z - atoms[i, 2])
+        if r2 < tables.cutoff * tables.cutoff:
+            total += lennard_jones(tables.host_lj, tables.atom_type[i], t, r2)
     return total
 
 
 @scalar
 def host_coulomb(tables, s, x, y, z):
     """Real-space part of the framework's Ewald potential, K per elementary charge."""
-    cell, limit, total = tables.cell, tables.host_cutoff * tables.host_cutoff, 0.0
+    atoms, total = tables.atoms, 0.0
     for i in range(tables.atom_start[s], tables.atom_start[s + 1]):
-        a, b, c = x - tables.atoms[i, 0], y - tables.atoms[i, 1], z - tables.atoms[i, 2]
-        a, b, c = a - math.floor(a + 0.5), b - math.floor(b + 0.5), c - math.floor(c + 0.5)
-        dx = a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
-        dy = a * cell[s, 0, 1] + b * cell[s, 1, 1] + c * cell[s, 2, 1]
-        dz = a * cell[s, 0, 2] + b * cell[s, 1, 2] + c * cell[s, 2, 2]
-        r2 = dx * dx + dy * dy + dz * dz
-        if r2 < limit:
-            r = max(math.sqrt(r2), CLOSEST)
-            total += tables.atom_charge[i] * math.erfc(tables.host_alpha * r) / r
+        r2 = distance2(tables.cell, s, x - atoms[i, 0], y - atoms[i, 1], z - atoms[i, 2])
+        if r2 < tables.host_cutoff * tables.host_cutoff:
+            total += tables.atom_charge[i] * screened(tables.host_alpha, r2)
     return COULOMB * total
 
 
@@ -251,7 +267,7 @@ def host(tables, s, t, q, x, y, z):
         tables.grid, start, tables.grid_shape, s,
         x * tables.replicas[s, 0], y * tables.replicas[s, 1], z * tables.replicas[s, 2],
     )  # fmt: skip
-    return STRETCH * math.sinh(g / STRETCH)
+    return tables.stretch[t] * math.sinh(g)
 
 
 @scalar
@@ -271,45 +287,32 @@ def host_energy(tables, chains, s, c, slot):
 @scalar
 def pair_energy(tables, chains, s, c, one, two):
     """Energy (K) of two different molecules: nearest images, and Ewald over all of them."""
-    molecule, cell = chains.molecule, tables.cell
+    molecule = chains.molecule
     k, m = chains.kind[c, one], chains.kind[c, two]
-    a = molecule[c, one, 0] - molecule[c, two, 0]
-    b = molecule[c, one, 1] - molecule[c, two, 1]
-    d = molecule[c, one, 2] - molecule[c, two, 2]
-    a, b, d = a - math.floor(a + 0.5), b - math.floor(b + 0.5), d - math.floor(d + 0.5)
-    x = a * cell[s, 0, 0] + b * cell[s, 1, 0] + d * cell[s, 2, 0]
-    y = a * cell[s, 0, 1] + b * cell[s, 1, 1] + d * cell[s, 2, 1]
-    z = a * cell[s, 0, 2] + b * cell[s, 1, 2] + d * cell[s, 2, 2]
-    far = tables.cutoff + tables.reach[k] + tables.reach[m]
-    near = x * x + y * y + z * z < far * far
+    r2 = distance2(
+        tables.cell, s, molecule[c, one, 0] - molecule[c, two, 0],
+        molecule[c, one, 1] - molecule[c, two, 1], molecule[c, one, 2] - molecule[c, two, 2],
+    )  # fmt: skip
+    limit = tables.coulomb_cutoff[s] if tables.charged == 1 else tables.cutoff
+    far = limit + tables.reach[k] + tables.reach[m]
+    near, total = r2 < far * far, 0.0
     if not near and tables.charged == 0:
         return 0.0
-    total = 0.0
     for i in range(tables.n_sites[k]):
         for j in range(tables.n_sites[m]):
-            a = molecule[c, one, 6 + 3 * i] - molecule[c, two, 6 + 3 * j]
-            b = molecule[c, one, 7 + 3 * i] - molecule[c, two, 7 + 3 * j]
-            d = molecule[c, one, 8 + 3 * i] - molecule[c, two, 8 + 3 * j]
+            x = molecule[c, one, 6 + 3 * i] - molecule[c, two, 6 + 3 * j]
+            y = molecule[c, one, 7 + 3 * i] - molecule[c, two, 7 + 3 * j]
+            z = molecule[c, one, 8 + 3 * i] - molecule[c, two, 8 + 3 * j]
+            r2 = distance2(tables.cell, s, x, y, z) if near else BIG
+            if r2 < tables.cutoff * tables.cutoff:
+                t, u = tables.site_type[k, i], tables.site_type[m, j]
+                total += lennard_jones(tables.lj, t, u, r2)
             q = tables.site_charge[k, i] * tables.site_charge[m, j]
-            if tables.charged == 1 and q != 0.0:
+            if q != 0.0:
                 total += q * spline(
-                    tables.pair, tables.pair_start[s], tables.pair_shape, s, a, b, d
-                )
-            if near:
-                a, b, d = a - math.floor(a + 0.5), b - math.floor(b + 0.5), d - math.floor(d + 0.5)
-                x = a * cell[s, 0, 0] + b * cell[s, 1, 0] + d * cell[s, 2, 0]
-                y = a * cell[s, 0, 1] + b * cell[s, 1, 1] + d * cell[s, 2, 1]
-                z = a * cell[s, 0, 2] + b * cell[s, 1, 2] + d * cell[s, 2, 2]
-                r2 = x * x + y * y + z * z
-                if r2 < tables.cutoff * tables.cutoff:
-                    r2 = max(r2, CLOSEST * CLOSEST)
-                    t, u = tables.site_type[k, i], tables.site_type[m, j]
-                    w = tables.lj[t, u, 1] / r2
-                    w = w * w * w
-                    total += tables.lj[t, u, 0] * (w * w - w) - tables.lj[t, u, 2]
-                    if tables.charged == 1 and q != 0.0:
-                        r = math.sqrt(r2)
-                        total += COULOMB * q * math.erfc(tables.alpha[s] * r) / r
+                    tables.pair, tables.pair_start[s], tables.pair_shape, s, x, y, z)
+                if r2 < limit * limit:
+                    total += COULOMB * q * screened(tables.alpha[s], r2)
     return total
 
 
@@ -402,8 +405,8 @@ def bias(tables, s, start, v):
 
 
 @scalar
-def draw_place(tables, chains, s, c, slot, start):
-    """Centre of a molecule drawn from the voxels' distribution, random axis; returns the bias."""
+def draw_centre(tables, chains, s, c, slot, start):
+    """Centre of a molecule drawn from the voxels' distribution; returns its bias."""
     u = uniform(chains.key, c)
     low, high = 0, tables.voxels[s, 0] * tables.voxels[s, 1] * tables.voxels[s, 2] - 1
     while low < high:
@@ -419,8 +422,6 @@ def draw_place(tables, chains, s, c, slot, start):
         inside = (rest % m + uniform(chains.key, c)) / m
         rest //= m
         chains.molecule[c, slot, i] = (inside + int(uniform(chains.key, c) * n)) / n
-    turn(chains, c, slot, -1.0)
-    place(tables, chains, s, c, slot)
     return bias(tables, s, start, low)
 
 
@@ -463,68 +464,70 @@ def move(tables, chains, c, row):
     kind = TRANSLATION
     while kind < IDENTITY and u >= tables.moves[kind]:
         kind += 1
-    old, new, log_ratio, weight, k, m = -1, True, 0.0, 0.0, 0, 0
     chains.tried[c, kind] += 1
-    if kind == SWAP:
-        k = min(int(uniform(key, c) * species), species - 1)
-        start = tables.cdf_start[p, k]
-        if uniform(key, c) < 0.5:
-            chains.kind[c, trial] = k
-            weight = 1.0 / draw_place(tables, chains, s, c, trial, start)
-            log_ratio = tables.log_activity[p, k] + math.log(weight / (chains.count[c, k] + 1))
-        else:
-            new = False
-            if chains.count[c, k] == 0:
-                return
-            old = pick(chains, c, k)
-            b = bias(tables, s, start, voxel(tables, chains, s, c, old))
-            if b <= 0.0:
-                return
-            log_ratio = math.log(chains.count[c, k] * b) - tables.log_activity[p, k]
-    elif kind == IDENTITY:
-        k = min(int(uniform(key, c) * species), species - 1)
-        m = min(int(uniform(key, c) * (species - 1)), species - 2)
-        m = m + 1 if m >= k else m
-        if chains.count[c, k] == 0:
-            return
-        old = pick(chains, c, k)
-        copy(chains, c, old, trial)
-        chains.kind[c, trial] = m
-        turn(chains, c, trial, -1.0)
-        place(tables, chains, s, c, trial)
-        log_ratio = tables.log_activity[p, m] - tables.log_activity[p, k] + math.log(
-            chains.count[c, k] / (chains.count[c, m] + 1.0))
-    else:
+    # which molecule goes (old), which comes (k becomes m)
+    old, new, log_ratio, weight = -1, True, 0.0, 1.0
+    if kind < SWAP:
         if chains.n[c] == 0:
             return
         old = min(int(uniform(key, c) * chains.n[c]), chains.n[c] - 1)
-        copy(chains, c, old, trial)
         k = chains.kind[c, old]
-        if kind == REINSERTION:
-            start = tables.cdf_start[p, k]
-            b = bias(tables, s, start, voxel(tables, chains, s, c, old))
-            if b <= 0.0:
-                return
-            log_ratio = math.log(b / draw_place(tables, chains, s, c, trial, start))
-        elif kind == ROTATION:
-            turn(chains, c, trial, chains.size[c, 1])
-            place(tables, chains, s, c, trial)
+        m = k
+    else:
+        k = min(int(uniform(key, c) * species), species - 1)
+        m = k
+        if kind == IDENTITY:
+            m = min(int(uniform(key, c) * (species - 1)), species - 2)
+            m = m + 1 if m >= k else m
         else:
+            new = uniform(key, c) < 0.5
+        if kind == IDENTITY or not new:
+            if chains.count[c, k] == 0:
+                return
+            old = pick(chains, c, k)
+    start = tables.cdf_start[p, k]
+    if old >= 0:
+        copy(chains, c, old, trial)
+        if kind == REINSERTION or kind == SWAP:
+            weight = bias(tables, s, start, voxel(tables, chains, s, c, old))
+            if weight <= 0.0:
+                return
+    if new:
+        chains.kind[c, trial] = m
+        size = -1.0
+        if kind == TRANSLATION:
+            size = 0.0
             for j in range(3):
                 shift = (2.0 * uniform(key, c) - 1.0) * chains.size[c, 0]
                 for i in range(3):
                     chains.molecule[c, trial, i] += shift * tables.inverse[s, j, i]
-            place(tables, chains, s, c, trial)
+        elif kind == ROTATION:
+            size = chains.size[c, 1]
+        elif kind != IDENTITY:
+            weight /= draw_centre(tables, chains, s, c, trial, start)
+        if size != 0.0:
+            turn(chains, c, trial, size)
+        place(tables, chains, s, c, trial)
+    if kind == REINSERTION:
+        log_ratio = math.log(weight)
+    elif kind == IDENTITY:
+        log_ratio = tables.log_activity[p, m] - tables.log_activity[p, k] + math.log(
+            chains.count[c, k] / (chains.count[c, m] + 1.0))
+    elif kind == SWAP and new:
+        log_ratio = tables.log_activity[p, k] + math.log(weight / (chains.count[c, k] + 1))
+    elif kind == SWAP:
+        log_ratio = math.log(chains.count[c, k] * weight) - tables.log_activity[p, k]
     change = 0.0
-    if new:
-        change = molecule_energy(tables, chains, c, trial, old)
-        if kind == SWAP:
+    for which in range(2):  # the molecule that comes, then the one that goes
+        slot = trial if which == 0 else old
+        if (which == 0 and new) or (which == 1 and old >= 0):
+            energy = molecule_energy(tables, chains, c, slot, old)
+            change += energy if which == 0 else -energy
+        if which == 0 and new and kind == SWAP:
             chains.inserts[c, row, k] += 1
             chains.weights[c, row, k] += weight * math.exp(-tables.beta[p] * change)
         if change >= BIG:
             return
-    if old >= 0:
-        change -= molecule_energy(tables, chains, c, old, old)
     if math.log(uniform(key, c)) >= log_ratio - tables.beta[p] * change:
         return
     chains.accepted[c, kind] += 1
@@ -539,9 +542,8 @@ def move(tables, chains, c, row):
         chains.count[c, k] += 1
     else:
         copy(chains, c, trial, old)
-        if kind == IDENTITY:
-            chains.count[c, k] -= 1
-            chains.count[c, m] += 1
+        chains.count[c, k] -= 1
+        chains.count[c, m] += 1
 
 
 @scalar
@@ -597,15 +599,19 @@ def nodes(first_node, stride, tables, s, shape, values):
     ``values[t, i]`` is the Lennard-Jones energy of site type t (K); the last row is the real-space
     part of the electrostatic potential (K/e).
     """
-    types_ = values.shape[0] - 1
+    last, atoms = values.shape[0] - 1, tables.atoms
     for i in range(first_node, values.shape[1], stride):
         x = (i // (shape[1] * shape[2])) / (shape[0] * tables.replicas[s, 0])
         y = (i // shape[2] % shape[1]) / (shape[1] * tables.replicas[s, 1])
         z = (i % shape[2]) / (shape[2] * tables.replicas[s, 2])
-        for t in range(types_):
-            values[t, i] = host_lj(tables, s, t, x, y, z)
-        if tables.charged == 1:
-            values[types_, i] = host_coulomb(tables, s, x, y, z)
+        for j in range(tables.atom_start[s], tables.atom_start[s + 1]):
+            r2 = distance2(tables.cell, s, x - atoms[j, 0], y - atoms[j, 1], z - atoms[j, 2])
+            if r2 < tables.cutoff * tables.cutoff:
+                for t in range(last):
+                    values[t, i] += lennard_jones(tables.host_lj, tables.atom_type[j], t, r2)
+                if tables.charged == 1 and r2 < tables.host_cutoff * tables.host_cutoff:
+                    values[last, i] += (
+                        COULOMB * tables.atom_charge[j] * screened(tables.host_alpha, r2))
 
 
 @scalar
