@@ -117,7 +117,12 @@ def scalar(function):
     _SCALARS.append(function.__name__)
     if SIMULATED:
         return function
-    return njit(cache=True, nogil=True, forceinline=True, fastmath={"contract", "arcp", "nsz", "reassoc"})(function)
+    # Without _nrt=False every call would count references to some fifty arrays, which costs more
+    # than an energy; nothing is allocated here.
+    return njit(
+        cache=True, nogil=True, forceinline=True, _nrt=False,
+        fastmath={"contract", "arcp", "nsz"},
+    )(function)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ random numbers
