@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import fft
-from scipy.special import erf, erfc
+from scipy.spatial import cKDTree
+from scipy.special import erf
 
 from x3mat import paths
 from x3mat.errors import DataError, X3MatError
@@ -653,10 +654,30 @@ def _make_grids(system: _System, guests: _Guests, settings: GCMCSettings, device
     """Fill in the framework's energy grids."""
     from x3mat import gcmc_kernel as kernel
 
-    tables = _tables([system], guests, [(0, settings)], direct=True)
-    values = kernel.framework_values(tables, system.shape, len(guests.types), device)
+    lattice, shape = system.cell / system.replicas[:, None], system.shape
+    n_atoms = len(system.atoms) // int(np.prod(system.replicas))
+    frac = system.atoms[:n_atoms] * system.replicas
+    block = max(1, int(3.0 / np.linalg.norm(lattice / shape[:, None], axis=1).max()))
+    corners = np.stack(np.meshgrid(*[np.arange(0, n, block) for n in shape], indexing="ij"), -1)
+    centres = ((corners.reshape(-1, 3) + (block - 1) / 2) / shape) @ lattice
+    steps = np.array(list(np.ndindex(2, 2, 2))) - 0.5
+    reach = settings.cutoff + np.linalg.norm((steps * (block - 1) / shape) @ lattice, axis=1).max()
+    margin = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    shifts = [np.arange(-math.ceil(m) - 1, math.ceil(m) + 2) for m in margin]
+    images = frac + np.stack(np.meshgrid(*shifts, indexing="ij"), -1).reshape(-1, 1, 3)
+    near = (images > -margin).all(-1) & (images < 1 + margin).all(-1)
+    row = np.broadcast_to(np.arange(n_atoms), near.shape)[near]
+    images = images[near] @ lattice
+    lists = cKDTree(images).query_ball_point(centres, reach)
+    starts = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
+    values = np.zeros((len(guests.types) + 1, int(np.prod(shape))))
+    kernel.framework_values(
+        device, _tables([system], guests, [(0, settings)], direct=True), lattice, shape, block,
+        starts, np.concatenate(lists).astype(np.int32),
+        np.column_stack([images, system.atom_type[row], system.atom_charge[row]]), values,
+    )  # fmt: skip
     values = values.reshape(-1, *system.shape)
-    if tables.charged:
+    if settings.charges != "none":
         index = np.rint(system.waves[:, :3] / (2 * np.pi)).astype(int)
         half = np.zeros((*system.shape[:2], system.shape[2] // 2 + 1), complex)
         coefficient = system.waves[:, 3] - 1j * system.waves[:, 4]

@@ -598,25 +598,32 @@ def advance(first_chain, stride, tables, chains, first, last, adapting):
 
 
 @scalar
-def nodes(first_node, stride, tables, s, shape, values):
-    """Framework energies at the nodes of a grid over the unit cell.
+def nodes(first_node, stride, tables, lattice, shape, block, starts, lists, images, values):
+    """Framework energies at the nodes of a grid of `shape` over the unit cell `lattice` (Å).
 
-    ``values[t, i]`` is the Lennard-Jones energy of site type t (K); the last row is the real-space
-    part of the electrostatic potential (K/e).
+    Nodes are taken in blocks of `block`³; ``lists[starts[m]:starts[m + 1]]`` are the rows of
+    `images` (x, y, z in Å, type, charge) that block m may feel. ``values[t, i]`` is the
+    Lennard-Jones energy of site type t (K); the last row is the real-space part of the
+    electrostatic potential (K/e).
     """
-    last, atoms = values.shape[0] - 1, tables.atoms
+    last, n1, n2 = values.shape[0] - 1, shape[1], shape[2]
+    m1, m2 = (n1 + block - 1) // block, (n2 + block - 1) // block
     for i in range(first_node, values.shape[1], stride):
-        x = (i // (shape[1] * shape[2])) / (shape[0] * tables.replicas[s, 0])
-        y = (i // shape[2] % shape[1]) / (shape[1] * tables.replicas[s, 1])
-        z = (i % shape[2]) / (shape[2] * tables.replicas[s, 2])
-        for j in range(tables.atom_start[s], tables.atom_start[s + 1]):
-            r2 = distance2(tables.cell, s, x - atoms[j, 0], y - atoms[j, 1], z - atoms[j, 2])
+        a, b, c = i // (n1 * n2), i // n2 % n1, i % n2
+        m = (a // block * m1 + b // block) * m2 + c // block
+        u, v, w = a / shape[0], b / n1, c / n2
+        x = u * lattice[0, 0] + v * lattice[1, 0] + w * lattice[2, 0]
+        y = u * lattice[0, 1] + v * lattice[1, 1] + w * lattice[2, 1]
+        z = u * lattice[0, 2] + v * lattice[1, 2] + w * lattice[2, 2]
+        for l in range(starts[m], starts[m + 1]):
+            j = lists[l]
+            dx, dy, dz = images[j, 0] - x, images[j, 1] - y, images[j, 2] - z
+            r2 = dx * dx + dy * dy + dz * dz
             if r2 < tables.cutoff * tables.cutoff:
                 for t in range(last):
-                    values[t, i] += lennard_jones(tables.host_lj, tables.atom_type[j], t, r2)
+                    values[t, i] += lennard_jones(tables.host_lj, int(images[j, 3]), t, r2)
                 if tables.charged == 1 and r2 < tables.host_cutoff * tables.host_cutoff:
-                    values[last, i] += (
-                        COULOMB * tables.atom_charge[j] * screened(tables.host_alpha, r2))
+                    values[last, i] += COULOMB * images[j, 4] * screened(tables.host_alpha, r2)
 
 
 @scalar
@@ -654,9 +661,11 @@ def advance_kernel(tables, chains, first, last, adapting):
     advance(cuda.grid(1), cuda.gridsize(1), tables, chains, first, last, adapting)
 
 
-def nodes_kernel(tables, s, shape, values):
+def nodes_kernel(tables, lattice, shape, block, starts, lists, images, values):
     """`nodes` with one thread per node."""
-    nodes(cuda.grid(1), cuda.gridsize(1), tables, s, shape, values)
+    nodes(
+        cuda.grid(1), cuda.gridsize(1), tables, lattice, shape, block, starts, lists, images, values
+    )
 
 
 def boltzmann_kernel(tables, chains, k, out):
@@ -705,16 +714,15 @@ def to_host(arrays, device):
     return arrays if device == "cpu" else type(arrays)(*(a.copy_to_host() for a in arrays))
 
 
-def framework_values(tables, shape, types_, device):
-    """(types + 1, nodes) values of `nodes` for system 0, on the host."""
-    values = np.zeros((types_ + 1, int(np.prod(shape))))
-    if device == "cpu":
-        launch(device, nodes, values.shape[1], tables, 0, shape, values)
-        return values
-    values = cuda.to_device(values)
-    on_device = to_device(tables, device)
-    launch(device, nodes, values.shape[1], on_device, 0, cuda.to_device(shape), values)
-    return values.copy_to_host()
+def framework_values(device, tables, lattice, shape, block, starts, lists, images, values):
+    """Fill `values` as `nodes` says, on either device."""
+    arrays = lattice, shape, block, starts, lists, images, values
+    if device == "cuda":
+        tables = to_device(tables, device)
+        arrays = [cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in arrays]
+    launch(device, nodes, values.shape[1], tables, *arrays)
+    if device == "cuda":
+        arrays[-1].copy_to_host(values)
 
 
 def boltzmann_factors(tables, chains, k, n_voxels, device):
