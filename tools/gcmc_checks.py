@@ -173,11 +173,13 @@ def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -
         if isinstance(result, X3MatError):
             failed[name] = str(result)
             continue
-        row = {"name": name, **result.as_dict()}
-        row["loadings"] = {
-            g: {k: v for k, v in x.items() if k not in ("counting", "insertion")}
-            for g, x in row["loadings"].items()
-        }
+        row = {
+            "name": name, **result.as_dict(), "moves": result.moves, "n_cells": result.n_cells,
+            "discarded_cycles": result.discarded, "acceptance": result.acceptance,
+        }  # fmt: skip
+        for gas, x in result.loadings.items():
+            row["loadings"][gas].update(
+                heat_kJ_per_mol=x.heat_kJ_per_mol, error_heat=x.error_heat_kJ_per_mol)
         for gas, value, error in zip(
             result.loadings, pack["reference"][i], pack["error"][i], strict=True
         ):

@@ -216,15 +216,21 @@ class GCMCResult:
         y = self.settings.fractions
         return first / second * y[1] / y[0] if second > 0 else math.nan
 
+    def save_density(self, folder: str | Path) -> Path:
+        """Write the densities to ``<name>-density.npz``, one array per gas; returns the path."""
+        path = Path(folder) / f"{self.name.replace(':', '-')}-density.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **(self.density or {}))
+        return path
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for tables and JSON, without the arrays."""
+        """What the command line prints as JSON."""
+        keys = "mol_per_kg", "error_mol_per_kg", "g_per_L", "molecules_per_cell"
         return {
             "temperature_K": self.settings.temperature, "pressure_Pa": self.settings.pressure,
-            "loadings": {g: asdict(x) for g, x in self.loadings.items()},
-            "selectivity": self.selectivity, "fugacities_Pa": list(self.fugacities),
-            "n_cells": self.n_cells, "discarded_cycles": self.discarded,
-            "acceptance": self.acceptance, "moves": self.moves,
-            "seconds": round(self.seconds, 3), "device": self.device,
+            "loadings": {g: {k: getattr(x, k) for k in keys} for g, x in self.loadings.items()},
+            "selectivity": self.selectivity, "seconds": round(self.seconds, 3),
+            "device": self.device,
         }  # fmt: skip
 
 
