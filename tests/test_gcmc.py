@@ -12,6 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
+from scipy.optimize import brentq
 from scipy.special import erfc
 
 from x3mat import gcmc as engine
@@ -358,11 +360,36 @@ def test_standard_error_of_a_correlated_series():
     assert estimated > 2 * series.std() / math.sqrt(n)
 
 
-def test_fugacity_of_dense_carbon_dioxide():
-    # NIST REFPROP: CO2 at 350 K and 10 MPa, f / P = 0.66; Peng-Robinson is good to 2 %
-    [phi] = engine.fugacity_coefficients(350.0, 1e7, ["CO2"], [1.0])
-    assert phi == pytest.approx(0.66, abs=0.02)
-    assert engine.fugacity_coefficients(87.0, 1e5, ["Ar"], [1.0])[0] == pytest.approx(0.965, abs=0.02)
+def test_fugacity_is_the_integral_of_the_equation_of_state():
+    """ln phi = integral of (Z - 1) / P from 0 to P, with the volume solved from P(T, v)."""
+    gas, r, t = engine.guest("CO2"), 8.31446261815324, 350.0
+    tc, pc, w = (gas[k] for k in ("critical_temperature", "critical_pressure", "acentric_factor"))
+    kappa = 0.37464 + 1.54226 * w - 0.26992 * w**2
+    a = 0.45724 * (r * tc) ** 2 / pc * (1 + kappa * (1 - math.sqrt(t / tc))) ** 2
+    b = 0.07780 * r * tc / pc
+
+    def compressibility(pressure):
+        def excess(v):
+            return r * t / (v - b) - a / (v * v + 2 * b * v - b * b) - pressure
+
+        return pressure * brentq(excess, 1.01 * b, 100 * r * t / pressure) / (r * t)
+
+    log = quad(lambda p: (compressibility(p) - 1) / p, 1.0, 1e7)[0]
+    [phi] = engine.fugacity_coefficients(t, 1e7, ["CO2"], [1.0])
+    assert phi == pytest.approx(math.exp(log), rel=1e-4)
+    assert phi < 0.75
+
+
+def test_fugacities_of_a_mixture_are_consistent():
+    """Gibbs and Duhem: the mean of y_i d ln phi_i / dy is zero at constant T and P."""
+    def logs(y):
+        return np.log(engine.fugacity_coefficients(300.0, 4e6, ["CO2", "N2"], [y, 1 - y]))
+
+    slope = (logs(0.3001) - logs(0.2999)) / 0.0002
+    assert 0.3 * slope[0] + 0.7 * slope[1] == pytest.approx(0, abs=1e-6)
+    assert abs(slope[0]) > 0.01
+    [pure] = engine.fugacity_coefficients(300.0, 4e6, ["CO2"], [1.0])
+    assert logs(1 - 1e-9)[0] == pytest.approx(math.log(pure), abs=1e-6)
 
 
 def test_charges_of_a_cif(tmp_path):
@@ -399,33 +426,81 @@ O1 O 0.1 0.2 0.25 -1.0
     assert cif_charges(path) is None
 
 
-def test_cuda_kernels_in_the_simulator_give_the_same_chain(tmp_path):
-    script = tmp_path / "simulated.py"
-    script.write_text(f"""
-import sys, numpy as np
-sys.path[:0] = {sys.path!r}
-from test_gcmc import CAGE, SHORT
-from dataclasses import replace
-from x3mat import gcmc_kernel as kernel, gcmc as engine
-kernel.ORIENTATIONS = 1
-engine.VOXEL = 3.0
-settings = replace(SHORT, gases=("N2",), charges="cif", force_field="trappe-n2-zeolite",
-                   cutoff=5.0, spacing=0.6, equilibration=1, cycles=10, replicas=1, pressure=1e6)
-engine.PAIR_SPACING = 0.4
-result = engine.gcmc([CAGE], settings, device=sys.argv[1])[0]
-print(result.counts.tolist(), result.energies.round(3).tolist(), file=open(sys.argv[2], "w"))
-""")
-    out = []
-    for device, simulator in (("cpu", "0"), ("cuda", "1")):
-        path = tmp_path / device
-        environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": simulator, "NUMBA_CUDA_USE_NVIDIA_BINDING": "0"}
-        if device == "cpu":  # the constants above must not reach the compiled functions of others
-            environment["NUMBA_CACHE_DIR"] = str(tmp_path)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", str(script), device, str(path)],
-            env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        out.append(path.read_text())
-    assert out[0] == out[1]
-    assert "[[[" in out[0]
+TINY = Framework(7.0 * np.eye(3), np.array([14, 8]), np.array([[0, 0, 0], [0.3, 0, 0]]),
+                 np.array([0.5, -0.5]), "tiny")  # fmt: skip
+
+
+def tiny_run(device):
+    """A few moves of charged molecules, small enough to be interpreted."""
+    engine.VOXEL, engine.PAIR_SPACING = 2.0, 0.3
+    settings = replace(
+        SHORT, gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", cutoff=5.0, spacing=0.6,
+        equilibration=1, cycles=10, replicas=2, pressure=2e6,
+    )  # fmt: skip
+    [result] = gcmc([TINY], settings, device=device)
+    return {"counts": result.counts.tolist(), "energies": result.energies.tolist()}
+
+
+def test_cuda_kernels_in_the_simulator_give_the_same_chain(monkeypatch):
+    """The kernels as numba's simulator interprets them, thread by thread, against compiled code."""
+    for name in ("VOXEL", "PAIR_SPACING"):
+        monkeypatch.setattr(engine, name, getattr(engine, name))
+    expected = tiny_run("cpu")
+    code = "import json, test_gcmc; print(json.dumps(test_gcmc.tiny_run('cuda')))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1",
+             "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert np.sum(expected["counts"]) > 10
+    assert found["counts"] == expected["counts"]
+    np.testing.assert_allclose(found["energies"], expected["energies"], rtol=1e-5, atol=0.05)
+
+
+# ----------------------------------------------------------------------------- command line
+
+
+def test_command_line(tmp_path):
+    from typer.testing import CliRunner
+
+    from x3mat.cli import app
+
+    atoms = "\n".join(
+        f"{'Si' if z == 14 else 'O'}{i} {'Si' if z == 14 else 'O'} {x[0]} {x[1]} {x[2]}"
+        f" {q:.2f}"
+        for i, (z, x, q) in enumerate(zip(SPECIES, ATOMS, CAGE.charges, strict=True))
+    )
+    head = "data_cage\n" + "".join(
+        f"_cell_{k} {v}\n" for k, v in zip(
+            ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
+            (9, 9, 9, 90, 90, 90), strict=True)
+    ) + "loop_\n_atom_site_label\n_atom_site_type_symbol\n" + "".join(
+        f"_atom_site_fract_{x}\n" for x in "xyz")  # fmt: skip
+    charged, empty = tmp_path / "cage.cif", tmp_path / "empty.cif"
+    charged.write_text(f"{head}_atom_site_charge\n{atoms}\n")
+    empty.write_text("")
+    command = ["gcmc", str(charged), str(empty), "--mixture", "CO2:0.15,N2:0.85", "--cycles", "20",
+               "--equilibration", "10", "--replicas", "1", "--pressure", "1e6"]  # fmt: skip
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 1  # one of the files is bad
+    good, bad = json.loads(done.stdout)
+    assert list(good) == ["file", "temperature_K", "pressure_Pa", "loadings", "selectivity",
+                          "seconds", "device"]  # fmt: skip
+    assert (good["file"], good["temperature_K"], good["pressure_Pa"]) == (str(charged), 298.0, 1e6)
+    assert list(good["loadings"]) == ["CO2", "N2"]
+    assert list(good["loadings"]["N2"]) == [
+        "mol_per_kg", "error_mol_per_kg", "g_per_L", "molecules_per_cell"]
+    assert good["device"] == "cpu"
+    assert bad["error"]["type"] == "CrystalError"
+    one = CliRunner().invoke(app, [
+        "gcmc", str(charged), "--gas", "Ar", "--charges", "none", "--cycles", "20",
+        "--equilibration", "10", "--density", str(tmp_path), "--json",
+    ])  # fmt: skip
+    assert one.exit_code == 0, one.output
+    assert isinstance(json.loads(one.stdout), list)
+    assert np.load(tmp_path / "cage-density.npz")["Ar"].ndim == 3
+    wrong = CliRunner().invoke(app, ["gcmc", str(charged), "--mixture", "CO2=1"])
+    assert wrong.exit_code == 1
+    assert "it is no mixture" in wrong.output

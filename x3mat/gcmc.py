@@ -1096,13 +1096,13 @@ def gcmc(
     limit, used = memory or free, 0.0
     for i, framework in enumerate(frameworks):
         try:
-            system = _system(framework, several[0], guests)
-            need = _bytes(system, several, guests)
+            need = _bytes(framework, several, guests)
             if need > limit:
                 raise DataError(
                     framework.name, f"its cell is too large: it needs {need / 1e9:.1f} GB",
                     "Give more memory, a smaller cell or a coarser grid.",
                 )  # fmt: skip
+            system = _system(framework, several[0], guests)
         except X3MatError as error:
             for j in range(len(several)):
                 out[i * len(several) + j] = error
@@ -1152,14 +1152,22 @@ def _digest(systems: Sequence[_System], settings: Sequence[GCMCSettings]) -> str
     return digest.hexdigest()[:16]
 
 
-def _bytes(system: _System, settings: Sequence[GCMCSettings], guests: _Guests) -> float:
+def _bytes(framework: Framework, settings: Sequence[GCMCSettings], guests: _Guests) -> float:
     """Bytes of tables and chains of one framework, without those that grow with the loading."""
-    grids = 4.0 * np.prod(system.shape + 3.0) * len(guests.types) * bool(settings[0].spacing)
-    voxels = 8.0 * np.prod(system.voxels) * len(settings) * len(guests.n_sites)
-    chains = len(settings) * settings[0].replicas
-    histograms = 4.0 * np.prod(system.voxels) * len(guests.n_sites) * settings[0].density
-    return grids + voxels + system.pair.nbytes + system.atoms.nbytes * 2 + chains * (
-        histograms + 120.0 * 128 + 24 * CYCLES_PER_LAUNCH * len(guests.n_sites))
+    lattice, first, gases = np.array(framework.lattice, float), settings[0], len(guests.n_sites)
+    lengths = np.linalg.norm(lattice, axis=1)
+    widths = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    replicas = np.ceil(2 * first.cutoff / widths)
+    alpha = _ewald_alpha((replicas * widths).min() / 2)
+    pair = np.prod(replicas * lengths * alpha / PAIR_SPACING) * (first.charges != "none")
+    grids = np.prod(lengths / first.spacing) * len(guests.types) if first.spacing else 0.0
+    voxels = np.prod(lengths / VOXEL) * gases
+    chains = len(settings) * first.replicas
+    return float(
+        4 * pair + 4 * grids + 8 * voxels * len(settings)
+        + 60 * np.prod(replicas) * len(framework.species)
+        + chains * (4 * voxels * first.density + 120 * 128 + 24 * CYCLES_PER_LAUNCH * gases)
+    )  # fmt: skip
 
 
 def _memory(device: str) -> float:
