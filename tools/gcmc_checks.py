@@ -214,8 +214,10 @@ def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -
             "rms_z": float(np.sqrt(np.mean(z**2))),
         }
     speed = [row["speedup_to_equal_error"] for row in rows if "speedup_to_equal_error" in row]
-    return {"summary": summary, "median_speedup_to_equal_error": np.median(speed) if speed else None,
-            "rows": rows, "failed": failed}  # fmt: skip
+    return {
+        "summary": summary, "rows": rows, "failed": failed,
+        "median_speedup_to_equal_error": np.median(speed) if speed else None,
+    }  # fmt: skip
 
 
 def main() -> int:

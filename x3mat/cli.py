@@ -268,7 +268,8 @@ def gcmc(
 
     def text(r: dict) -> str:
         uptake = "; ".join(
-            f"{g} {x['mol_per_kg']:.4g} ± {x['error_mol_per_kg']:.2g} mol/kg, {x['g_per_L']:.4g} g/L"
+            f"{g} {x['mol_per_kg']:.4g} ± {x['error_mol_per_kg']:.2g} mol/kg,"
+            f" {x['g_per_L']:.4g} g/L"
             for g, x in r["loadings"].items())
         selectivity = "" if r["selectivity"] is None else f"; selectivity {r['selectivity']:.3g}"
         return f"{r['file']}: {uptake}{selectivity}; {r['seconds']:.1f} s on {r['device']}"

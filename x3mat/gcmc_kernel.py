@@ -493,7 +493,7 @@ def move(tables, chains, c, row):
     start = tables.cdf_start[p, k]
     if old >= 0:
         copy(chains, c, old, trial)
-        if kind == REINSERTION or kind == SWAP:
+        if REINSERTION <= kind <= SWAP:
             weight = bias(tables, s, start, voxel(tables, chains, s, c, old))
             if weight <= 0.0:
                 return
