@@ -193,9 +193,8 @@ class Run:
         last = min(self.done + CYCLES_PER_LAUNCH, total)
         tables = self.on_device
         if name == "equilibration" and self.settings.start == "full" and 2 * self.done < total:
-            tables = self.kernel.to_device(
-                self.tables._replace(log_activity=self.tables.log_activity + math.log(1e4)),
-                self.device)
+            tables = tables._replace(log_activity=self.kernel.to_device(
+                self.tables.log_activity + math.log(1e4), self.device))
         before = self.chains.step.copy()
         self._advance(tables, last, name == "equilibration")
         self.moves += self.chains.step - before
@@ -524,8 +523,8 @@ def gcmc(
             used = 0.0
         groups[-1].append((i, system))
         used += need
-    total = (several[0].equilibration + several[0].cycles) * sum(len(g) for g in groups)
-    with _bar(total, progress) as bar:
+    cycles = several[0].equilibration + several[0].cycles
+    with _bar(cycles * sum(len(g) for g in groups), progress) as bar:
         for group in filter(None, groups):
             started = time.perf_counter()
             systems = [system for _, system in group]
@@ -535,7 +534,7 @@ def gcmc(
                 Path(checkpoint).mkdir(parents=True, exist_ok=True)
                 file = Path(checkpoint) / f"gcmc-{_digest(systems, several)}.npz"
             run = Run(systems, guests, states, device, file)
-            bar.update((total // max(sum(map(len, groups)), 1) - run.cycles_left) * len(group))
+            bar.update((cycles - run.cycles_left) * len(group))  # what a checkpoint held
             while run.cycles_left:
                 bar.update(run.step() * len(group))
             done = run.results(time.perf_counter() - started)

@@ -120,7 +120,7 @@ def scalar(function):
     # Without _nrt=False every call would count references to some fifty arrays, which costs more
     # than an energy; nothing is allocated here.
     return njit(
-        cache=True, nogil=True, forceinline=True, _nrt=False,
+        cache=True, nogil=True, forceinline=True, error_model="numpy", _nrt=False,
         fastmath={"contract", "arcp", "nsz"},
     )(function)  # fmt: skip
 
@@ -702,11 +702,13 @@ def _cuda_kernel(function):
     return cuda.jit(types.FunctionType(kernel.__code__, space, kernel.__name__))
 
 
-def to_device(arrays, device):
-    """`Tables` or `Chains` with its arrays on the device."""
+def to_device(value, device):
+    """An array on the device; `Tables` or `Chains` with all its arrays there."""
     if device == "cpu":
-        return arrays
-    return type(arrays)(*(cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in arrays))
+        return value
+    if isinstance(value, tuple):
+        return type(value)(*(to_device(a, device) for a in value))
+    return cuda.to_device(value) if isinstance(value, np.ndarray) else value
 
 
 def to_host(arrays, device):
@@ -716,21 +718,17 @@ def to_host(arrays, device):
 
 def framework_values(device, tables, lattice, shape, block, starts, lists, images, values):
     """Fill `values` as `nodes` says, on either device."""
-    arrays = lattice, shape, block, starts, lists, images, values
-    if device == "cuda":
-        tables = to_device(tables, device)
-        arrays = [cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in arrays]
-    launch(device, nodes, values.shape[1], tables, *arrays)
+    arrays = [
+        to_device(a, device) for a in (tables, lattice, shape, block, starts, lists, images, values)
+    ]
+    launch(device, nodes, values.shape[1], *arrays)
     if device == "cuda":
         arrays[-1].copy_to_host(values)
 
 
-def boltzmann_factors(tables, chains, k, n_voxels, device):
-    """(voxels,) mean Boltzmann factors of species k; `tables` lie on the device."""
-    out = np.zeros(n_voxels)
-    if device == "cpu":
-        launch(device, boltzmann, chains.n.size, tables, chains, k, out)
-        return out
-    out = cuda.to_device(out)
-    launch(device, boltzmann, chains.n.size, tables, to_device(chains, device), k, out)
-    return out.copy_to_host()
+def boltzmann_factors(device, tables, chains, k, out):
+    """Fill `out` as `boltzmann` says, on either device; `tables` lie there already."""
+    on_device = to_device(out, device)
+    launch(device, boltzmann, chains.n.size, tables, to_device(chains, device), k, on_device)
+    if device == "cuda":
+        on_device.copy_to_host(out)

@@ -529,8 +529,8 @@ def insertion_cdfs(
         factors = []
         for k in range(len(guests.n_sites)):
             scratch = empty_chains(np.full(1024, p), keys, len(guests.n_sites), 1, 1)
-            n = int(np.prod(m))
-            factors.append(kernel.boltzmann_factors(on_device, scratch, k, n, device))
+            factors.append(np.zeros(int(np.prod(m))))
+            kernel.boltzmann_factors(device, on_device, scratch, k, factors[-1])
         z = np.exp(tables.log_activity[p]) / systems[i].volume
         total = 1 + MOLECULE_VOLUME * sum(a * b for a, b in zip(z, factors, strict=True))
         out.append([])
