@@ -143,6 +143,63 @@ def test_energy_of_charged_mixture_is_that_of_plain_sums(direct):
     assert total == pytest.approx(expected, rel=1e-4 if direct else 2e-3)
 
 
+RASPA = """
+import json, sys
+import numpy as np, raspa, raspa_job, raspalib as rl
+from dataclasses import replace
+from x3mat import databases
+settings = replace(raspa.GCMCSettings(charges=sys.argv[1] == "1", pressure=5e5), cutoff=12.8)
+job, cell, standard = raspa._job(databases.iza("LTA"), settings)
+system, _ = raspa_job.build_system(job)
+system.set_property_conserved_energy_evolution(rl.PropertyConservedEnergyEvolution(3, 1, None))
+run = rl.MonteCarlo(number_of_cycles=3, number_of_initialization_cycles=0, systems=[system],
+                    random_seed=3, output_to_files=False)
+frames = []
+run.setup(); run.initialize(); run.equilibrate()
+atoms = len(job["positions"])
+run.production(lambda: frames.append(
+    [list(a.position) for a in run.systems[0].atom_data[atoms:]]), 1)
+evolution = run.systems[0].property_conserved_energy_evolution.result()
+energies = [e.potential_energy for e in evolution]
+print(json.dumps({"frames": frames, "cell": standard.tolist(), "positions": job["positions"],
+                  "species": [job["types"][t]["number"] for t in job["atom_types"]],
+                  "energies": [e() if callable(e) else e for e in energies]}))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("raspalib") is None or importlib.util.find_spec("zse") is None,
+    reason="needs raspalib and zeose: pip install x3mat[labels,zeolites]",
+)
+# RASPA3's own Ewald sum is off by 3 K here, as the plain sum shows
+@pytest.mark.parametrize(("charges", "tolerance"), [("none", 1e-7), ("forcefield", 6e-4)])
+def test_energies_are_those_of_raspa(charges, tolerance):
+    from x3mat import gcmc_kernel as kernel
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RASPA, str(int(charges != "none"))],
+        capture_output=True, text=True, timeout=300,
+        env={**os.environ, "RASPALIB_QUIET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    cell, species = np.array(found["cell"]), np.array(found["species"])
+    framework = Framework(cell, species, np.array(found["positions"]), None, "LTA")
+    settings = GCMCSettings(charges=charges, force_field="trappe-n2-zeolite", spacing=0.0)
+    for frame, expected in zip(found["frames"], found["energies"], strict=True):
+        _, _, tables, chains = prepared(settings, framework, direct=True)
+        total = 0.0
+        for slot, sites in enumerate(np.array(frame).reshape(-1, 3, 3)):
+            axis = sites[0] - sites[1]
+            chains.molecule[0, slot, :3] = sites[1] @ np.linalg.inv(cell)
+            chains.molecule[0, slot, 3:6] = axis / np.linalg.norm(axis)
+            kernel.place(tables, chains, 0, 0, slot)
+            total += kernel.molecule_energy(tables, chains, 0, slot, -1)
+            chains.n[0] += 1
+        assert total == pytest.approx(expected, rel=tolerance)
+    assert len(found["frames"][-1]) > 10  # sites
+
+
 def test_shift_and_tail():
     from x3mat import gcmc_kernel as kernel
 

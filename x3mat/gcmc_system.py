@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 K_B = 1.380649e-23  # J/K
 HOST_CUTOFF = 9.0  # Å; real-space Ewald cutoff of the framework's potential
+HOST_ALPHA = 4.1 / HOST_CUTOFF  # 1/Å; what is cut off is 1e-8
 PAIR_SPACING = 0.1  # greatest spacing of the table of the Ewald pair potential, times alpha
 VOXEL = 0.5  # Å; greatest size of the voxels for insertions and densities
 MOLECULE_VOLUME = 45.0  # Å3; of a guest where it is dense; only shapes the insertions
@@ -320,7 +321,7 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
     tail = np.zeros((len(constant), len(constant)))
     least = 4
     if charged:
-        h, factor = _waves(lattice, _ewald_alpha(HOST_CUTOFF))
+        h, factor = _waves(lattice, HOST_ALPHA)
         phase = [np.exp(2j * np.pi * np.outer(frac[:, i], h[i])) for i in range(3)]
         structure = np.stack([
             (phase[1] * (phase[0][:, i] * charge)[:, None]).T @ phase[2] for i in range(len(h[0]))
@@ -419,7 +420,7 @@ def make_tables(
             (s.atom_type + lj_start[i] for i, s in enumerate(systems)), np.int64, (0,)),
         atom_charge=joined((s.atom_charge for s in systems), np.float64, (0,)),
         host_lj=joined((s.host_lj for s in systems), np.float64, (0, n_types, 3)),
-        host_alpha=_ewald_alpha(HOST_CUTOFF), host_cutoff=HOST_CUTOFF,
+        host_alpha=HOST_ALPHA, host_cutoff=HOST_CUTOFF,
         wave_start=ends(len(s.waves) for s in systems),
         waves=joined((s.waves for s in systems), np.float64, (0, 5)),
         cutoff=float(settings.cutoff), charged=int(settings.charges != "none"),
