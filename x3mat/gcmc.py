@@ -18,6 +18,7 @@ import math
 import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -181,6 +182,7 @@ class Run:
         self.checkpoint, self.saved = checkpoint, time.monotonic()
         if checkpoint is not None and checkpoint.is_file():
             self._load()
+        self.there = kernel.to_device(self.chains, device)  # on cores the same arrays
 
     @property
     def cycles_left(self) -> int:
@@ -199,38 +201,54 @@ class Run:
         self._advance(tables, last, name == "equilibration")
         self.moves += self.chains.step - before
         cycles, self.done = last - self.done, last
+        self._fetch(*self.records)
+        chains = self.chains
         if name == "sampling":
             for key, parts in self.records.items():
-                parts.append(getattr(self.chains, key)[:, :cycles].copy())
-        mean = self.chains.counts[:, :cycles].sum(-1).mean(1)
-        self.chains.weights[:], self.chains.inserts[:] = 0, 0
+                parts.append(getattr(chains, key)[:, :cycles].copy())
+        chains.weights[:], chains.inserts[:] = 0, 0
+        changed = {"weights", "inserts"}
         if name == "equilibration":
             # A cycle is max(20, N) moves, and its length stays the same while sampling: lengths
             # that followed N would sample states with many molecules less often.
-            self.chains.length[:] = np.maximum(20, np.rint(mean))
-            self.chains.step[:] = self.done * self.chains.length
+            chains.length[:] = np.maximum(20, np.rint(chains.counts[:, :cycles].sum(-1).mean(1)))
+            chains.step[:] = self.done * chains.length
+            changed |= {"length", "step"}
         if self.done == total:
             self.phase, self.done = self.phase + 1, 0
-            self.chains.step[:] = 0
+            chains.step[:] = 0
+            changed.add("step")
             if name == "equilibration":
-                self.chains.tried[:], self.chains.accepted[:], self.chains.density[:] = 0, 0, 0
+                chains.tried[:], chains.accepted[:], chains.density[:] = 0, 0, 0
+                changed |= {"tried", "accepted", "density"}
+        if self.there is not chains:
+            for key in changed:
+                getattr(self.there, key).copy_to_device(getattr(chains, key))
+        if self.cycles_left == 0:
+            self._fetch(*chains._fields)
         if self.checkpoint is not None and (
             self.cycles_left == 0 or time.monotonic() > self.saved + CHECKPOINT_SECONDS
         ):
             self._save()
         return cycles
 
+    def _fetch(self, *names: str) -> None:
+        """Copy arrays of the chains from the device."""
+        for name in names if self.there is not self.chains else ():
+            getattr(self.there, name).copy_to_host(getattr(self.chains, name))
+
     def _advance(self, tables: Tables, last: int, adapting: bool) -> None:
         kernel = self.kernel
         while True:
-            chains = kernel.to_device(self.chains, self.device)
             kernel.launch(
-                self.device, kernel.advance, len(chains.n), tables, chains, self.done, last,
-                int(adapting),
+                self.device, kernel.advance, len(self.chains.n), tables, self.there, self.done,
+                last, int(adapting),
             )  # fmt: skip
-            self.chains = chains = kernel.to_host(chains, self.device)
+            self._fetch("step")
+            chains = self.chains
             if (chains.step >= last * chains.length).all():
                 return
+            self._fetch(*chains._fields)
             slots = chains.kind.shape[1] - 1  # some chains are full: double the slots
             kind, molecule = (
                 np.pad(a, [(0, 0), (0, slots)] + [(0, 0)] * (a.ndim - 2))
@@ -238,8 +256,10 @@ class Run:
             )
             molecule[..., 5][~molecule[..., 3:6].any(-1)] = 1.0
             self.chains = chains._replace(kind=kind, molecule=molecule)
+            self.there = kernel.to_device(self.chains, self.device)
 
     def _save(self) -> None:
+        self._fetch(*self.chains._fields)
         arrays = {f"chains_{k}": v for k, v in self.chains._asdict().items()}
         for key, parts in self.records.items():
             arrays[f"records_{key}"] = np.concatenate(parts, 1) if parts else np.zeros(0)
@@ -259,7 +279,7 @@ class Run:
                 for key in self.records:
                     part = file[f"records_{key}"]
                     self.records[key] = [part] if part.size else []
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 self.checkpoint, f"it cannot be read ({error})", "Delete it to start again."
             ) from None

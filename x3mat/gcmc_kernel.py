@@ -711,11 +711,6 @@ def to_device(value, device):
     return cuda.to_device(value) if isinstance(value, np.ndarray) else value
 
 
-def to_host(arrays, device):
-    """`Chains` with its arrays in numpy."""
-    return arrays if device == "cpu" else type(arrays)(*(a.copy_to_host() for a in arrays))
-
-
 def framework_values(device, tables, lattice, shape, block, starts, lists, images, values):
     """Fill `values` as `nodes` says, on either device."""
     arrays = [

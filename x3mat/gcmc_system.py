@@ -383,9 +383,10 @@ def make_tables(
     """Tables of several systems and state points (index of the system, settings)."""
     from x3mat.gcmc_kernel import Tables
 
-    def joined(arrays: Iterable[np.ndarray], dtype: type, empty: tuple[int, ...]) -> np.ndarray:
-        parts = [np.zeros(empty, dtype), *arrays]
-        return np.ascontiguousarray(np.concatenate(parts), dtype=dtype)
+    def joined(arrays: Iterable[np.ndarray], dtype: type, *rest: int) -> np.ndarray:
+        parts = list(arrays)  # CUDA has no empty arrays: at least one row
+        whole = np.concatenate(parts) if parts else np.zeros((0, *rest))
+        return np.ascontiguousarray(whole if whole.size else np.zeros((1, *rest)), dtype=dtype)
 
     settings, n_types, n_species = states[0][1], len(guests.types), len(guests.n_sites)
     ends = lambda sizes: np.concatenate([[0], np.cumsum(list(sizes))]).astype(np.int64)  # noqa: E731
@@ -403,7 +404,7 @@ def make_tables(
     temperature = np.array([s.temperature for _, s in states])
     density = fugacity / (K_B * temperature[:, None]) * 1e-30
     flat = [c for row in cdfs or () for c in row]
-    cdf_start = ends(map(len, flat))[:-1].reshape(-1, n_species)
+    cdf_start = ends(map(len, flat))[:-1] if flat else np.zeros(n_species, np.int64)
     moves = np.array(settings.moves) * [
         1, guests.n_sites.max() > 1, 1, 1, n_species > 1
     ]  # fmt: skip
@@ -411,32 +412,32 @@ def make_tables(
         cell=np.array([s.cell for s in systems]),
         inverse=np.array([np.linalg.inv(s.cell) for s in systems]),
         replicas=np.array([s.replicas for s in systems]),
-        grid=joined(grids, np.float32, (1,)), grid_shape=np.array([s.shape for s in systems]),
-        grid_start=np.where(starts < 0, -1, starts + 1), stretch=guests.stretch,
+        grid=joined(grids, np.float32), grid_shape=np.array([s.shape for s in systems]),
+        grid_start=starts, stretch=guests.stretch,
         direct=int(direct),
         atom_start=ends(len(s.atoms) for s in systems),
-        atoms=joined((s.atoms for s in systems), np.float64, (0, 3)),
+        atoms=joined((s.atoms for s in systems), np.float64, 3),
         atom_type=joined(
-            (s.atom_type + lj_start[i] for i, s in enumerate(systems)), np.int64, (0,)),
-        atom_charge=joined((s.atom_charge for s in systems), np.float64, (0,)),
-        host_lj=joined((s.host_lj for s in systems), np.float64, (0, n_types, 3)),
+            (s.atom_type + lj_start[i] for i, s in enumerate(systems)), np.int64),
+        atom_charge=joined((s.atom_charge for s in systems), np.float64),
+        host_lj=joined((s.host_lj for s in systems), np.float64, n_types, 3),
         host_alpha=HOST_ALPHA, host_cutoff=HOST_CUTOFF,
         wave_start=ends(len(s.waves) for s in systems),
-        waves=joined((s.waves for s in systems), np.float64, (0, 5)),
+        waves=joined((s.waves for s in systems), np.float64, 5),
         cutoff=float(settings.cutoff), charged=int(settings.charges != "none"),
         lj=guests.lj, n_sites=guests.n_sites, site_type=guests.site_type, site_z=guests.site_z,
         site_charge=guests.site_charge, reach=np.abs(guests.site_z).max(1),
         coulomb_cutoff=np.array([s.coulomb_cutoff for s in systems]),
         alpha=np.array([_ewald_alpha(s.coulomb_cutoff) for s in systems]),
-        pair=joined((s.pair.ravel() for s in systems), np.float32, (1,)),
+        pair=joined((s.pair.ravel() for s in systems), np.float32),
         pair_shape=np.array([np.array(s.pair.shape) - 3 for s in systems]),
-        pair_start=ends(s.pair.size for s in systems)[:-1] + 1,
+        pair_start=ends(s.pair.size for s in systems)[:-1],
         constant=np.array([s.constant for s in systems]),
         tail=np.array([s.tail for s in systems]),
         system=np.array([i for i, _ in states]), beta=1 / temperature,
         log_activity=np.log(density * volume[:, None]), moves=np.cumsum(moves) / moves.sum(),
         voxels=np.array([s.voxels for s in systems]),
-        cdf=joined(flat, np.float64, (0,)), cdf_start=cdf_start,
+        cdf=joined(flat, np.float64), cdf_start=cdf_start.reshape(-1, n_species),
     )  # fmt: skip
 
 
