@@ -378,6 +378,9 @@ def test_bad_frameworks_do_not_stop_the_others():
         "no parameters for Fe": Framework(LATTICE, np.array([26]), np.zeros((1, 3)), None, "iron"),
         "no atomic charges": Framework(LATTICE, SPECIES, ATOMS, None, "bare"),
         "net charge": Framework(LATTICE, SPECIES, ATOMS, np.ones(12), "ion"),
+        "cannot be used": Framework(LATTICE, SPECIES, ATOMS * np.nan, np.zeros(12), "nan"),
+        "cell or atoms": Framework(0 * LATTICE, SPECIES, ATOMS, np.zeros(12), "flat"),
+        "do not fit": Framework(LATTICE, SPECIES, ATOMS, np.zeros(3), "short"),
         "too small": Framework(np.eye(3), SPECIES[:1], ATOMS[:1], np.zeros(1), "tiny"),
         "too large": Framework(300 * np.eye(3), SPECIES[:1], ATOMS[:1], np.zeros(1), "huge"),
     }

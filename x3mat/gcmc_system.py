@@ -166,6 +166,7 @@ def _lj_table(one: np.ndarray, two: np.ndarray, settings: GCMCSettings) -> np.nd
 
 
 def make_guests(settings: GCMCSettings) -> Guests:
+    """Sites of the gases; raises `DataError` for an unknown gas."""
     charged = settings.charges != "none"
     types, rows = [], []
     for name in settings.gases:
@@ -225,7 +226,7 @@ def _ewald_alpha(cutoff: float) -> float:
 
 
 def _waves(lattice: np.ndarray, alpha: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """Indices h, k ≥ …, l ≥ 0 of the Ewald sum and the factor (K Å/e² …) of each wave."""
+    """Indices of the waves of an Ewald sum, l ≥ 0, and 4 pi exp(-k²/4 alpha²) / (V k²), 1/Å."""
     largest = 2 * alpha * math.sqrt(-math.log(1e-9))
     reciprocal = 2 * np.pi * np.linalg.inv(lattice)  # columns a*, b*, c*
     limit = np.floor(largest * np.linalg.norm(lattice, axis=1) / (2 * np.pi)).astype(int)
@@ -263,11 +264,22 @@ def _nodes(lengths: np.ndarray, spacing: float, least: int) -> np.ndarray:
 
 
 def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) -> System:
-    """Check a framework and make all but its energy grids."""
+    """Check a framework and make all but its energy grids.
+
+    Raises
+    ------
+    DataError
+        Coordinates or charges that are not finite or do not fit; an element without parameters; no
+        charges where they are wanted; a framework that is not neutral; a cell that is too small.
+    """
     from x3mat.gcmc_kernel import COULOMB
 
     name = framework.name or "framework"
     lattice = np.array(framework.lattice, dtype=float)
+    frac = np.array(framework.frac_coords, dtype=float) % 1.0
+    if not (len(frac) == len(framework.species) > 0 and np.isfinite(frac).all()
+            and np.isfinite(lattice).all() and abs(np.linalg.det(lattice)) > 1e-3):  # fmt: skip
+        raise DataError(name, "its cell or atoms cannot be used", "Give a complete crystal.")
     parameters = framework_parameters(settings.force_field)
     symbols = [SYMBOLS[int(z) - 1] if 1 <= z <= 100 else str(z) for z in framework.species]
     unknown = sorted({s for s in symbols if s not in parameters})
@@ -285,6 +297,8 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
                 'Give a CIF with _atom_site_charge, or choose charges "none" or "forcefield".',
             )  # fmt: skip
         charge = np.array(framework.charges, dtype=float)
+        if charge.shape != frac.shape[:1] or not np.isfinite(charge).all():
+            raise DataError(name, "its charges do not fit its atoms", "Give one for each atom.")
     elif charged:
         if any("charge" not in parameters[s] for s in symbols):
             raise DataError(
@@ -305,7 +319,6 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
             "Give a larger cell or shorten the cutoff.",
         )  # fmt: skip
     shifts = np.stack(np.meshgrid(*map(np.arange, replicas), indexing="ij"), -1).reshape(-1, 3)
-    frac = np.array(framework.frac_coords, dtype=float) % 1.0
     cell = replicas[:, None] * lattice
     names = sorted(set(symbols))
     table = np.array([[parameters[s]["epsilon"], parameters[s]["sigma"]] for s in names])
@@ -550,6 +563,8 @@ def insertion_cdfs(
 def bytes_needed(framework: Framework, settings: Sequence[GCMCSettings], guests: Guests) -> float:
     """Bytes of tables and chains of one framework, without those that grow with the loading."""
     lattice, first, gases = np.array(framework.lattice, float), settings[0], len(guests.n_sites)
+    if not np.isfinite(lattice).all() or abs(np.linalg.det(lattice)) < 1e-3:
+        return 0.0  # `make_system` refuses it
     lengths = np.linalg.norm(lattice, axis=1)
     widths = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     replicas = np.ceil(2 * first.cutoff / widths)
