@@ -425,6 +425,20 @@ def test_standard_error_of_a_correlated_series():
     assert estimated > 2 * series.std() / math.sqrt(n)
 
 
+def test_rare_insertions_are_not_trusted():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(50, size=(2, 500))
+    inserts, weights = np.full((2, 500), 6), np.zeros((2, 500))
+    weights[0, 3] = 1e-3  # one lucky insertion in a full pore
+    mean, error, counting, _ = engine.combined(counts, weights, inserts, 100.0)
+    assert (mean, error) == counting
+    assert mean == counts.mean()
+    weights = rng.gamma(4.0, 0.75, size=(2, 500))  # insertions that succeed: <N> = 100 * 3 / 6
+    mean, error, counting, insertion = engine.combined(counts, weights, inserts, 100.0)
+    assert error < min(counting[1], insertion[1])
+    assert abs(mean - 50) < 4 * error
+
+
 def test_fugacity_is_the_integral_of_the_equation_of_state():
     """ln phi = integral of (Z - 1) / P from 0 to P, with the volume solved from P(T, v)."""
     gas, r, t = forcefield.guest("CO2"), 8.31446261815324, 350.0

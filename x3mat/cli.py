@@ -262,6 +262,8 @@ def gcmc(
         result = out[file]
         if isinstance(result, X3MatError):
             raise result
+        if not result.is_equilibrated:
+            typer.echo(f"warning: {file}: still drifting; raise --equilibration", err=True)
         if density is not None:
             result.save_density(density)
         return {"file": file, **result.as_dict()}

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _N_A = 6.02214076e23
 _R = 8.31446261815324e-3  # kJ/(mol K)
+ENOUGH = 100  # cycles that must share the insertion weights for them to be used
 CHECKPOINT_SECONDS = 20.0  # between two writes of a checkpoint
 
 
@@ -114,6 +115,15 @@ class GCMCResult:
     moves: int
     seconds: float
     device: str
+
+    @property
+    def is_equilibrated(self) -> bool:
+        """Whether less was discarded than the half of the cycles that may be at most.
+
+        If not, the chains still drift: `counts` shows how. Then the errors mean nothing; let
+        `equilibration` be longer, and compare with the other `start`.
+        """
+        return self.discarded < self.counts.shape[1] // 2 - 5
 
     @property
     def selectivity(self) -> float | None:
@@ -399,7 +409,8 @@ def combined(
 
     Both are averages over the same chains and without bias. A half of each chain is averaged with
     the inverse variances that the other half shows, so that the weights know nothing of what they
-    weigh; the error is that of the combined series.
+    weigh; the error is that of the combined series. Where few cycles make up the sum of the
+    weights, as in filled pores, their variance cannot be known, and the number alone counts.
 
     Parameters
     ----------
@@ -423,6 +434,10 @@ def combined(
         return (max(standard_error(n[:, part]), least) ** 2,
                 max(standard_error(tested[:, part]), 1e-12) ** 2)  # fmt: skip
 
+    a, b = variances(slice(None))
+    views = (float(n.mean()), math.sqrt(a)), (float(activity * w), math.sqrt(b))
+    if weights.sum() ** 2 < ENOUGH * (weights**2).sum() or weights.sum() == 0:
+        return views[0][0], views[0][1], *views
     half = n.shape[1] // 2
     halves = slice(0, half), slice(half, None)
     series = np.empty_like(n)
@@ -430,11 +445,7 @@ def combined(
         a, b = variances(other)
         share = b / (a + b)
         series[:, part] = share * n[:, part] + (1 - share) * tested[:, part]
-    a, b = variances(slice(None))
-    return (
-        float(series.mean()), standard_error(series), (float(n.mean()), math.sqrt(a)),
-        (float(activity * w), math.sqrt(b)),
-    )  # fmt: skip
+    return float(series.mean()), standard_error(series), *views
 
 
 def heats_of_adsorption(
