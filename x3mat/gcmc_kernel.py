@@ -26,7 +26,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)  # numba's CUDA simulator interprets pla
 COULOMB = 167_100.947  # e^2 / (4 pi epsilon_0 k_B) in K Å; CODATA 2018
 CLOSEST = 0.7  # Å; nearer to an atom, the Lennard-Jones energy is that at this distance
 CORE = 1.3  # Å; so near to an atom a molecule overlaps, and 1/r is continued smoothly
-OVERLAP = 150.0  # in k_B T; a molecule with more framework energy overlaps
+OVERLAP = 150.0  # in k_B T; a molecule that has so much energy from some of the rest overlaps
 BIG = 1e30  # K; the energy of an overlap
 THREADS = 64  # per block
 SMALLEST_STEP, LARGEST_TURN = 0.02, 4.0  # Å; size of the vector added to a molecule's axis
@@ -353,6 +353,8 @@ def molecule_energy(tables, chains, c, slot, skip):
         if j != skip:
             total += pair_energy(tables, chains, s, c, slot, j) + tables.tail[
                 s, k, chains.kind[c, j]]
+            if total * tables.beta[p] > OVERLAP:
+                return BIG
     return total
 
 
