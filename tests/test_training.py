@@ -13,19 +13,23 @@ import torch
 from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import APPLICATIONS, application
 from x3mat.errors import DataError
-from x3mat.model import X3Mat, X3MatConfig, load_checkpoint
+from x3mat.model import X3Mat, X3MatConfig, load_checkpoint, window_graph
 from x3mat.training import (
     CrystalWindows,
     Learner,
+    PaddedMean,
+    Replayed,
     TrainConfig,
     collate,
     mean_contribution,
+    pad,
     predict_mean,
     set_constants,
     summarize,
     train,
     train_config,
     train_fold,
+    train_folds,
 )
 
 SMALL = TrainConfig(
@@ -52,25 +56,90 @@ def same_weights(a, b):
                                                  strict=True))
 
 
+def graph(windows):
+    tensors = (torch.tensor(a) for a in (windows.positions, windows.species, windows.ptr))
+    return window_graph(*tensors, SMALL.model.cutoff, windows.radius)
+
+
 def test_sample_is_unbiased_and_exact_where_it_is_everything(windows):
     big = sample_windows(databases.iza("MFI"))
     values = np.random.default_rng(0).normal(size=big.n_orbits)
     exact = big.weights @ values / big.n_windows
     means = []
     for epoch in range(600):
-        _, index, share, _ = CrystalWindows([big], TARGETS[:1], 20, 3, epoch)[0]
+        _, _, index, share, _ = CrystalWindows([big], TARGETS[:1], 2.5, 20, 1, 3, epoch)[0]
         assert share.sum() == pytest.approx(1)
         assert len(index) <= 20
         means.append(share @ values[index])
     assert abs(np.mean(means) - exact) < 4 * np.std(means) / np.sqrt(len(means))
-    _, index, share, _ = CrystalWindows(windows, TARGETS, 10_000)[0]
+    _, _, index, share, _ = CrystalWindows(windows, TARGETS, 2.5, 10_000)[0]
     assert len(index) == windows[0].n_orbits
     assert share == pytest.approx(windows[0].weights / windows[0].n_windows)
 
 
+def test_moved_grids_are_drawn_alike_and_cover_the_refined_one():
+    fine = sample_windows(databases.iza("SOD"), refine=2)
+    values = np.random.default_rng(0).normal(size=fine.n_orbits)
+    means, hit = [], set()
+    for epoch in range(400):
+        item = CrystalWindows([fine], TARGETS[:1], 2.5, refine=2, epoch=epoch)[0]
+        means.append(item.share @ values[item.index])
+        hit |= set(item.index.tolist())
+    assert hit == set(range(fine.n_orbits))
+    assert abs(np.mean(means) - fine.weights @ values / fine.n_windows) < 4 * np.std(means) / 20
+
+
+def test_pairs_found_once_are_those_of_the_network(windows):
+    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff, windows_per_crystal=3)
+    batch = collate([data[i] for i in range(len(data))])
+    again = window_graph(batch.positions, batch.species, torch.tensor(batch.atom_ptr),
+                         SMALL.model.cutoff, SMALL.model.radius)
+    assert torch.equal(again.src, batch.src)
+    assert torch.equal(again.dst, batch.dst)
+    assert torch.equal(again.window, batch.window)
+
+
+def test_padding_changes_nothing(windows):
+    """What a CUDA graph replays, without the graph: predictions and gradients of padded batches."""
+    torch.manual_seed(0)
+    model = X3Mat(SMALL.model).double()
+    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
+    batch = collate([data[i] for i in range(3)])
+    batch = replace(batch, **{k: getattr(batch, k).double()
+                              for k in ("positions", "share", "target")})
+    n_atoms, n_pairs, n_windows = len(batch.species), len(batch.src), len(batch.share)
+    found = []
+    for mean in (predict_mean(model, batch, 10**9),
+                 PaddedMean(model, 5)(*pad(batch, n_atoms + 9, n_pairs + 17, n_windows + 4, 6.0))):
+        model.zero_grad()
+        mean[:3].square().sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found.append((mean[:3].detach(), gradient))
+    (plain, plain_gradient), (padded, padded_gradient) = found
+    assert torch.allclose(padded, plain, rtol=1e-12, atol=0)
+    assert torch.allclose(padded_gradient, plain_gradient, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_replayed_steps_are_those_of_the_reference(windows):
+    torch.manual_seed(0)
+    model = X3Mat(SMALL.model).cuda()
+    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
+    batches = [collate([data[i] for i in part]).to("cuda") for part in ((0, 1), (2, 3))]
+    replayed = Replayed(model, 2, max(len(b.share) for b in batches), batches)
+    for batch in batches:
+        found = []
+        for mean in (replayed, lambda b: predict_mean(model, b, 10**9)):
+            model.zero_grad()
+            mean(batch).square().sum().backward()
+            found.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+        assert (found[0] - found[1]).norm() < 1e-5 * found[1].norm()
+    assert replayed(collate([data[i % 4] for i in range(9)]).to("cuda")) is None
+
+
 def test_sample_depends_on_seed_epoch_and_crystal_alone():
     big = sample_windows(databases.iza("MFI"))
-    draw = [CrystalWindows([big], TARGETS[:1], 12, *key)[0][1].tolist()
+    draw = [CrystalWindows([big], TARGETS[:1], 2.5, 12, 1, *key)[0].index.tolist()
             for key in ((0, 0), (0, 0), (1, 0), (0, 1))]
     assert draw[0] == draw[1]
     assert draw[0] != draw[2]
@@ -79,7 +148,7 @@ def test_sample_depends_on_seed_epoch_and_crystal_alone():
 
 def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
     model = X3Mat(SMALL.model)
-    data = CrystalWindows(windows, TARGETS)
+    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
     batch = collate([data[i] for i in range(len(data))])
     with torch.no_grad():
         together = predict_mean(model, batch, max_atoms=300).numpy()
@@ -89,11 +158,10 @@ def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
 
 def test_constants_come_from_the_training_set(windows):
     model = X3Mat(SMALL.model)
-    set_constants(model, CrystalWindows(windows, TARGETS))
+    set_constants(model, CrystalWindows(windows, TARGETS, SMALL.model.cutoff))
     assert model.shift.item() == pytest.approx(TARGETS.mean())
     assert model.scale.item() == pytest.approx(TARGETS.std(ddof=1))
-    by_hand = np.mean([model.mean_degree(torch.tensor(w.positions), torch.tensor(w.ptr)).numpy()
-                       for w in windows], axis=0)
+    by_hand = np.mean([model.mean_degree(graph(w)).numpy() for w in windows], axis=0)
     assert model.degree.numpy() == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -174,6 +242,20 @@ def test_fold_writes_checkpoint_and_record(tmp_path):
     again = mean_contribution(model, sample_windows(app.crystal(first["name"])))
     assert first["predicted"] == pytest.approx(again.tolist())
     assert first["label"] == [pytest.approx(app.labels().loc[first["name"], "n2_g_L"])]
+
+
+def test_runs_side_by_side_are_those_one_by_one(tmp_path):
+    plan = [(fold, replace(SMALL, epochs=1)) for fold in (0, 2)]
+    found = []
+    for jobs in (1, 2):
+        folders = {k: tmp_path / str(jobs) / k for k in ("models", "records", "runs")}
+        found.append(train_folds(application("zeolite-n2"), plan, jobs, **folders, limit=3,
+                                 device="cpu", progress=False))
+    for one, other in zip(*found, strict=True):
+        assert one["fold"] == other["fold"]
+        for a, b in zip(one["predictions"], other["predictions"], strict=True):
+            assert a["name"] == b["name"]
+            assert a["predicted"] == pytest.approx(b["predicted"], rel=1e-4)
 
 
 # ------------------------------------------------------------------------ committed results

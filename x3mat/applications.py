@@ -77,9 +77,9 @@ ZEOLITE_N2 = Application(
     columns=("n2_g_L",),
     crystal=databases.iza,
     hyper_parameters={
-        "epochs": 40, "crystals_per_step": 4, "windows_per_crystal": 48, "learning_rate": 4e-3,
-        "model": {"l_max": 1, "m_max": 1, "layers": 1, "channels": 32, "cutoff": 2.5,
-                  "radial_functions": 16},
+        "epochs": 55, "crystals_per_step": 4, "windows_per_crystal": 48, "refine": 2,
+        "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.995,
+        "model": {"l_max": 2, "m_max": 2, "layers": 2, "channels": 32, "cutoff": 3.5},
     },
 )
 

@@ -157,7 +157,8 @@ def train(
     limit: Annotated[int | None, typer.Option(
         help="Use only so many crystals of each part.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
+    devices: Annotated[int, typer.Option(help="Devices that share a run.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Runs side by side.", min=1)] = 1,
     summarize: Annotated[bool, typer.Option(
         "--summarize", help="Only collect the records of finished runs.")] = False,
     as_json: Json = False,
@@ -167,13 +168,14 @@ def train(
     \b
     Examples:
       x3mat train zeolite-n2 --fold 0 --seed 1
+      x3mat train zeolite-n2 --seed 0 --seed 1 --seed 2 --device cuda --jobs 5
       x3mat train zeolite-n2 --set epochs=10 --set model.channels=16 --limit 30
       x3mat train zeolite-n2 --summarize
     """
     with _typed_errors():
         from x3mat.applications import application as find
         from x3mat.training import summarize as collect
-        from x3mat.training import train_config, train_fold
+        from x3mat.training import train_config, train_folds
 
         chosen = find(application)
         if summarize:
@@ -187,12 +189,11 @@ def train(
         if unknown:
             raise DataError(application, f"there is no fold {unknown[0]}",
                             f"Choose from 0 to {every[-1]}.")
-        done = [
-            train_fold(chosen, k, replace(config, seed=s), models=models, records=records,
-                       runs=runs, limit=limit, device=device, devices=devices,
-                       progress=sys.stderr.isatty())
-            for s in seed or [0] for k in fold or every
-        ]  # fmt: skip
+        done = train_folds(
+            chosen, [(k, replace(config, seed=s)) for s in seed or [0] for k in fold or every],
+            jobs, models=models, records=records, runs=runs, limit=limit, device=device,
+            devices=devices, progress=sys.stderr.isatty(),
+        )
         _print(done, as_json, lambda records: "\n".join(
             f"fold {r['fold']}, seed {r['provenance']['seed']}: MAE {r['rest_mae']:.3f}"
             f" {r['unit']} on {len(r['predictions'])} held-out crystals" for r in records))

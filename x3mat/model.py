@@ -17,8 +17,9 @@ at the surface of the window: the contribution is a smooth function of the windo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,8 @@ def edge_frames(vectors: Tensor) -> Tensor:
     [[0.0, 2.0, 0.0]]
     """
     y = nn.functional.normalize(vectors, dim=-1)
-    helper = nn.functional.one_hot(y.abs().argmin(dim=-1), 3).to(y)
+    axis = torch.arange(3, device=y.device)
+    helper = (y.abs().argmin(dim=-1, keepdim=True) == axis).to(y)
     x = nn.functional.normalize(torch.linalg.cross(helper, y), dim=-1)
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-2)
 
@@ -188,71 +190,92 @@ def envelope(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Edges:
-    """Directed edges src → dst of a batch of windows."""
+class WindowGraph:
+    """Windows with the pairs of atoms that exchange messages; what the network reads.
 
-    src: Tensor  # (E,) sending node
-    dst: Tensor  # (E,) receiving node
-    vector: Tensor  # (E, 3) from src to dst, Å
-    weight: Tensor  # (E,) smooth, in [0, 1]
+    Every shape in the network follows from those here. Atoms that no window needs (padding) sit on
+    the surface, where edges have no weight.
+    """
+
+    positions: Tensor  # (A, 3) relative to the window's centre, Å
+    species: Tensor  # (A,)
+    window: Tensor  # (A,) window of each atom
+    src: Tensor  # (E,) sending and
+    dst: Tensor  # (E,) receiving atom of each pair
+    n_windows: int
 
 
-def window_edges(
-    positions: Tensor, ptr: Tensor, cutoff: float, radius: float
-) -> tuple[Edges, Edges]:
-    """Edges of a batch of windows: all pairs of atoms within ``cutoff``, and atom → probe.
+def window_graph(
+    positions: Tensor, species: Tensor, ptr: Tensor, cutoff: float, radius: float
+) -> WindowGraph:
+    """The graph of windows in the layout of :class:`x3mat.Windows`: all pairs within ``cutoff``.
 
     Parameters
     ----------
     positions : (A, 3)
         Relative to the window's centre, Å.
+    species : (A,) int64
+        Atomic numbers.
     ptr : (W + 1,) int64
         Offsets of the windows.
     cutoff, radius : float
-        Å.
+        Å. Atoms on the window's surface, whose edges have no weight, send nothing.
 
     Returns
     -------
-    pairs : Edges
-        Weight u(r_ij / cutoff) w_i, where w_i = u(\\|r_i\\| / radius) belongs to the sender i: an
-        atom fades out of the graph before it leaves the window. Node a is atom a.
-    probes : Edges
-        Weight w_i; ``dst`` is the index of the window.
+    WindowGraph
+        Pairs are sorted by dst.
     """
     counts = ptr.diff()
-    window = torch.repeat_interleave(torch.arange(len(counts), device=ptr.device), counts)
-    inside = envelope(positions.norm(dim=-1) / radius)
+    window = torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
     partners = counts[window]  # candidates of each atom: all atoms of its window
-    src = torch.repeat_interleave(torch.arange(len(window), device=ptr.device), partners)
+    dst = torch.arange(len(window), device=ptr.device).repeat_interleave(partners)
     first = partners.cumsum(0) - partners
-    dst = torch.arange(len(src), device=ptr.device) + (ptr[window] - first)[src]
-    vector = positions[dst] - positions[src]
-    near = (src != dst) & (vector.square().sum(-1) < cutoff**2) & (inside[src] > 0)
-    src, dst, vector = src[near], dst[near], vector[near]
-    pairs = Edges(src, dst, vector, envelope(vector.norm(dim=-1) / cutoff) * inside[src])
-    atom = torch.nonzero(inside > 0).squeeze(-1)
-    offset = -positions[atom]
-    return pairs, Edges(atom, window[atom], offset, inside[atom])
+    src = torch.arange(len(dst), device=ptr.device) + (ptr[window] - first)[dst]
+    near = (positions[dst] - positions[src]).square().sum(-1) < cutoff**2
+    near &= (src != dst) & (positions.square().sum(-1) < radius**2)[src]
+    return WindowGraph(positions, species, window, src[near], dst[near], len(counts))
 
 
 # --------------------------------------------------------------------------------- layers
 
 
-class SphericalLinear(nn.Module):
-    """y_lm = W_l x_lm (+ b for l = 0), one matrix W_l per degree: (N, S, in) → (N, S, out).
+@dataclass(frozen=True)
+class Edges:
+    """Directed edges src → dst between nodes, and what the layers read of them."""
 
-    The only linear maps of the channels that commute with rotations (Schur's lemma).
+    src: Tensor  # (E,)
+    dst: Tensor  # (E,)
+    vector: Tensor  # (E, 3) from src to dst, Å
+    weight: Tensor  # (E,) smooth, in [0, 1]
+    basis: Tensor  # (E, radial functions)
+    element: Tensor  # (N, elements) of the nodes, one-hot
+
+    def first(self, n: int) -> Edges:
+        """The first n edges."""
+        return Edges(self.src[:n], self.dst[:n], self.vector[:n], self.weight[:n],
+                     self.basis[:n], self.element)
+
+
+class SphericalLinear(nn.Module):
+    """y_lm = W_l x_lm (+ b for l = 0), one matrix W_l per degree: (N, rows, in) → (N, rows, out).
+
+    The only linear maps of the channels that commute with rotations (Schur's lemma). The rows are
+    those of the degrees l_min to l_max.
     """
 
-    def __init__(self, l_max: int, inputs: int, outputs: int):
+    def __init__(self, l_max: int, inputs: int, outputs: int, l_min: int = 0):
         super().__init__()
-        weight = torch.empty(l_max + 1, inputs, outputs)
+        weight = torch.empty(l_max + 1 - l_min, inputs, outputs)
         self.weight = nn.Parameter(nn.init.normal_(weight, std=math.sqrt(2 / inputs)))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if l_min == 0 else None
+        self.rows = [2 * l_ + 1 for l_ in range(l_min, l_max + 1)]
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [x[:, l_ * l_ : (l_ + 1) ** 2] @ w for l_, w in enumerate(self.weight)]
-        return torch.cat([parts[0] + self.bias, *parts[1:]], dim=1)
+        parts = [rows @ w for rows, w in zip(x.split(self.rows, dim=1), self.weight, strict=True)]
+        if self.bias is not None:
+            parts[0] = parts[0] + self.bias
+        return torch.cat(parts, dim=1)
 
 
 class SphericalLayerNorm(nn.Module):
@@ -266,14 +289,14 @@ class SphericalLayerNorm(nn.Module):
         super().__init__()
         self.l_max, self.eps = l_max, eps
         self.scalars = nn.LayerNorm(channels, eps=eps)
-        self.gamma = nn.Parameter(torch.ones(l_max, channels))
+        self.gamma = nn.Parameter(torch.ones(l_max, channels)) if l_max else None
         degree = torch.tensor([math.isqrt(k) for k in range(1, (l_max + 1) ** 2)], dtype=torch.long)
         self.register_buffer("degree", degree - 1, persistent=False)
         self.register_buffer("share", 1.0 / ((2 * degree + 1) * max(l_max, 1)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         scalars = self.scalars(x[:, :1])
-        if self.l_max == 0:
+        if self.gamma is None:
             return scalars
         rest = x[:, 1:]
         mean = (rest.square().mean(dim=-1) * self.share.to(x)).sum(dim=-1)
@@ -302,23 +325,25 @@ class SO2Convolution(nn.Module):
     parity and would break inversion symmetry. W mixes degrees and channels. Source: eSCN
     (Passaro & Zitnick 2023), Eq. 8, restricted to O(3).
 
-    Input: one block per m, see :func:`split_orders`. Output: the same with other channels, and
-    ``extra`` scalars (E, extra).
+    Input: one block per m ≥ 0, (E, 1 or 2, rows_in[m], channels), see :func:`split_orders`.
+    Output: blocks (E, 1 or 2, rows_out[m], channels), and ``extra`` scalars (E, extra).
     """
 
-    def __init__(self, l_max: int, m_max: int, inputs: int, outputs: int, extra: int = 0):
+    def __init__(
+        self, rows_in: Sequence[int], rows_out: Sequence[int], channels: int, extra: int = 0
+    ):
         super().__init__()
-        self.extra = extra
+        self.rows_out, self.channels, self.extra = rows_out, channels, extra
         self.linear = nn.ModuleList(
-            nn.Linear(n * inputs, n * outputs + (extra if n == l_max + 1 else 0), bias=n > l_max)
-            for n in range(l_max + 1, l_max - m_max, -1)
+            nn.Linear(a * channels, b * channels + (0 if m else extra), bias=m == 0)
+            for m, (a, b) in enumerate(zip(rows_in, rows_out, strict=True))
         )
 
     def forward(self, blocks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         out = [linear(x.flatten(2)) for linear, x in zip(self.linear, blocks, strict=True)]
-        extra = out[0][:, 0, out[0].shape[-1] - self.extra :]
-        out[0] = out[0][..., : out[0].shape[-1] - self.extra]
-        return [y.unflatten(-1, (x.shape[2], -1)) for x, y in zip(blocks, out, strict=True)], extra
+        out[0], extra = out[0].split([out[0].shape[-1] - self.extra, self.extra], dim=-1)
+        return [y.unflatten(-1, (rows, self.channels))
+                for y, rows in zip(out, self.rows_out, strict=True)], extra[:, 0]
 
 
 class RadialNetwork(nn.Module):
@@ -328,17 +353,16 @@ class RadialNetwork(nn.Module):
         super().__init__()
         hidden = config.radial_hidden
         self.distance = nn.Linear(config.radial_functions, hidden)
-        self.sender = nn.Embedding(MAX_SPECIES + 1, hidden)
-        self.receiver = nn.Embedding(MAX_SPECIES + 1, hidden)
-        nn.init.uniform_(self.sender.weight, -1e-3, 1e-3)
-        nn.init.uniform_(self.receiver.weight, -1e-3, 1e-3)
+        self.sender = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
+        self.receiver = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
         self.rest = nn.Sequential(
-            nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden),
-            nn.SiLU(), nn.Linear(hidden, outputs),
+            nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
         )
 
-    def forward(self, basis: Tensor, sender: Tensor, receiver: Tensor) -> Tensor:
-        return self.rest(self.distance(basis) + self.sender(sender) + self.receiver(receiver))
+    def forward(self, edges: Edges) -> Tensor:
+        x = self.distance(edges.basis)
+        x = x + (edges.element @ self.sender).index_select(0, edges.src)
+        return self.rest(x + (edges.element @ self.receiver).index_select(0, edges.dst))
 
 
 class Attention(nn.Module):
@@ -358,99 +382,105 @@ class Attention(nn.Module):
 
     LOGIT_CHANNELS = 16
 
-    def __init__(self, config: X3MatConfig):
+    def __init__(self, config: X3MatConfig, l_out: int):
         super().__init__()
-        l_max, m_max, c = config.l_max, config.m_max, config.channels
-        self.l_max, self.m_max, self.heads = l_max, m_max, config.heads
-        self.sizes = [l_max + 1 - m for m in range(m_max + 1)]  # rows of each m ≥ 0
+        l_max, c = config.l_max, config.channels
+        self.l_max, self.l_out, self.heads = l_max, l_out, config.heads
+        self.m_max = min(config.m_max, l_out)  # larger orders would not reach the output
+        rows = [l_max + 1 - m for m in range(self.m_max + 1)]  # of each m ≥ 0
+        self.sizes = rows
         self.n_logits = self.heads * self.LOGIT_CHANNELS
         self.of_sender = SphericalLinear(l_max, c, c)
         self.of_receiver = SphericalLinear(l_max, c, c)
-        self.radial = RadialNetwork(config, sum(self.sizes) * c)
-        self.first = SO2Convolution(l_max, m_max, c, c, extra=(1 + l_max) * c + self.n_logits)
-        self.second = SO2Convolution(l_max, m_max, c, c)
+        self.radial = RadialNetwork(config, sum(rows) * c)
+        self.first = SO2Convolution(
+            rows, [l_max, *rows[1:]], c, extra=(1 + l_max) * c + self.n_logits
+        )
+        self.second = SO2Convolution(rows, [l_out + 1 - m for m in range(self.m_max + 1)], c)
         self.logit_norm = nn.LayerNorm(self.LOGIT_CHANNELS)
         logit = torch.empty(self.heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25)
         self.logit = nn.Parameter(logit)
-        self.project = SphericalLinear(l_max, c, c)
+        self.project = SphericalLinear(l_out, c, c)
+        kept = m_major_rows(l_max, self.m_max)
+        back = torch.nonzero(kept < (l_out + 1) ** 2).squeeze(-1)
+        self.register_buffer("back", back, persistent=False)
 
     def forward(
-        self, sender: Tensor, receiver: Tensor, edges: EdgeFeatures, wigner: Tensor
+        self, sender: Tensor, receiver: Tensor, edges: Edges, wigner: Tensor
     ) -> Tensor:
         channels = sender.shape[-1]
-        x = self.of_sender(sender)[edges.src] + self.of_receiver(receiver)[edges.dst]
+        wigner = wigner[:, : sum((2 if m else 1) * n for m, n in enumerate(self.sizes))]
+        x = self.of_sender(sender).index_select(0, edges.src)
+        x = x + self.of_receiver(receiver).index_select(0, edges.dst)
         x = split_orders(wigner @ x, self.l_max, self.m_max)
-        radial = self.radial(edges.basis, edges.sender, edges.receiver)
-        radial = radial.unflatten(1, (-1, channels)).split(self.sizes, dim=1)
+        radial = self.radial(edges).unflatten(1, (-1, channels)).split(self.sizes, dim=1)
         x, extra = self.first([a * b[:, None] for a, b in zip(x, radial, strict=True)])
         scalars, gates, logits = extra.split(
             [channels, self.l_max * channels, self.n_logits], dim=1
         )
         gates = torch.sigmoid(gates).unflatten(1, (self.l_max, channels))[:, None]
-        x[0] = torch.cat([nn.functional.silu(scalars)[:, None, None], x[0][:, :, 1:] * gates], 2)
+        x[0] = torch.cat([nn.functional.silu(scalars)[:, None, None], x[0] * gates], dim=2)
         value, _ = self.second([x[0], *(b * gates[:, :, m:] for m, b in enumerate(x[1:]))])
         z = nn.functional.leaky_relu(self.logit_norm(logits.unflatten(1, (self.heads, -1))), 0.2)
         weight = torch.exp((z * self.logit).sum(-1)) * edges.weight[:, None]  # (E, H)
         total = weight.new_ones(len(receiver), self.heads).index_add(0, edges.dst, weight)
-        alpha = (weight / total[edges.dst]).repeat_interleave(channels // self.heads, dim=1)
-        message = wigner.transpose(1, 2) @ (join_orders(value) * alpha[:, None, :])
-        return self.project(torch.zeros_like(receiver).index_add(0, edges.dst, message))
+        alpha = weight / total.index_select(0, edges.dst)
+        alpha = alpha.repeat_interleave(channels // self.heads, dim=1)
+        message = join_orders(value) * alpha[:, None, :]
+        rows_out = (self.l_out + 1) ** 2
+        if self.l_out:  # the scalar row of D is 1
+            message = wigner[:, self.back, :rows_out].transpose(1, 2) @ message
+        out = message.new_zeros(len(receiver), rows_out, channels)
+        return self.project(out.index_add(0, edges.dst, message))
 
 
 class FeedForward(nn.Module):
     """SphericalLinear → gate → SphericalLinear, node by node: (N, S, C) → (N, S, C).
 
-    The gate replaces the scalars by SiLU of other scalars and multiplies each degree l > 0 by
-    sigmoid(g_l): exactly equivariant, since each degree is multiplied by an invariant number.
+    The gate multiplies each degree l > 0 by sigmoid(g_l): exactly equivariant, since each degree is
+    multiplied by an invariant number. The scalars inside are SiLU(s). s and g are linear in the
+    scalars of the input.
     """
 
-    def __init__(self, config: X3MatConfig):
+    def __init__(self, config: X3MatConfig, l_max: int):
         super().__init__()
-        l_max, c, inner = config.l_max, config.channels, config.feed_forward
-        self.expand = SphericalLinear(l_max, c, inner)
+        c, inner = config.channels, config.feed_forward
+        self.rows = [2 * l_ + 1 for l_ in range(1, l_max + 1)]
+        self.expand = SphericalLinear(l_max, c, inner, l_min=1) if l_max else None
         self.gates = nn.Linear(c, (1 + l_max) * inner)
         self.contract = SphericalLinear(l_max, inner, c)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.expand(x)
-        scalars, *gates = self.gates(x[:, 0]).split(inner.shape[-1], dim=1)
-        parts = [inner[:, l_ * l_ : (l_ + 1) ** 2] * torch.sigmoid(g)[:, None]
-                 for l_, g in enumerate(gates, start=1)]
-        return self.contract(torch.cat([nn.functional.silu(scalars)[:, None], *parts], dim=1))
+        scalars, *gates = self.gates(x[:, 0]).chunk(1 + len(self.rows), dim=1)
+        inner = [nn.functional.silu(scalars)[:, None]]
+        if self.expand is not None:
+            parts = self.expand(x[:, 1:]).split(self.rows, dim=1)
+            inner += [part * torch.sigmoid(g)[:, None]
+                      for part, g in zip(parts, gates, strict=True)]
+        return self.contract(torch.cat(inner, dim=1))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x ← x + attention(norm x); x ← x + feed_forward(norm x)."""
+    """Pre-norm transformer block: x ← x + attention(norm x); x ← x + feed_forward(norm x).
 
-    def __init__(self, config: X3MatConfig):
+    Output: the degrees up to l_out, (N, (l_out + 1)², C).
+    """
+
+    def __init__(self, config: X3MatConfig, l_out: int):
         super().__init__()
         self.norm_attention = SphericalLayerNorm(config.l_max, config.channels)
-        self.attention = Attention(config)
-        self.norm_feed_forward = SphericalLayerNorm(config.l_max, config.channels)
-        self.feed_forward = FeedForward(config)
+        self.attention = Attention(config, l_out)
+        self.norm_feed_forward = SphericalLayerNorm(l_out, config.channels)
+        self.feed_forward = FeedForward(config, l_out)
 
     def forward(
-        self, x: Tensor, receivers: slice, edges: EdgeFeatures, wigner: Tensor
+        self, x: Tensor, receivers: slice, edges: Edges, wigner: Tensor
     ) -> Tensor:
-        """New features of the nodes ``receivers``, to which ``edges.dst`` counts."""
+        """New features of the nodes ``receivers``, the first ones."""
         h = self.norm_attention(x)
-        x = x[receivers] + self.attention(h, h[receivers], edges, wigner)
+        update = self.attention(h, h[receivers], edges, wigner)
+        x = x[receivers, : update.shape[1]] + update
         return x + self.feed_forward(self.norm_feed_forward(x))
-
-
-@dataclass(frozen=True)
-class EdgeFeatures:
-    """Edges with what the layers read of them."""
-
-    src: Tensor  # (E,)
-    dst: Tensor  # (E,)
-    weight: Tensor  # (E,)
-    basis: Tensor  # (E, radial functions)
-    sender: Tensor  # (E,) species of src
-    receiver: Tensor  # (E,) species of dst
-
-    def select(self, index: slice) -> EdgeFeatures:
-        return EdgeFeatures(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class X3Mat(nn.Module):
@@ -480,11 +510,14 @@ class X3Mat(nn.Module):
         super().__init__()
         self.config = config
         l_max, c = config.l_max, config.channels
-        self.embedding = nn.Embedding(MAX_SPECIES + 1, c)  # 0 is the probe
+        self.embedding = nn.Parameter(torch.empty(MAX_SPECIES + 1, c))  # 0 is the probe
         self.degree_embedding = RadialNetwork(config, (l_max + 1) * c)
         self.wigner = WignerMatrices(l_max, config.m_max)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = SphericalLayerNorm(l_max, c)
+        # Only scalars of the probes are read out, so that is all that the last block computes.
+        self.blocks = nn.ModuleList(
+            Block(config, l_max if k + 1 < config.layers else 0) for k in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(c)
         self.head = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, config.outputs))
         centers = torch.linspace(0, max(config.cutoff, config.radius), config.radial_functions)
         self.register_buffer("centers", centers, persistent=False)
@@ -501,7 +534,7 @@ class X3Mat(nn.Module):
         Smaller ones, such as PyTorch's default, shrink the signal in each of the ten or so layers
         between atoms and contribution, until all windows look alike and training stands still.
         """
-        nn.init.normal_(self.embedding.weight, std=0.3)
+        nn.init.normal_(self.embedding, std=0.3)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_features))
@@ -518,53 +551,70 @@ class X3Mat(nn.Module):
         ptr : (W + 1,) int64
             Offsets of the windows.
         """
-        n_windows = len(ptr) - 1
-        edges, vectors, n_probe = self._edges(positions, species, ptr)
-        node_species = torch.cat([species.new_zeros(n_windows), species])
-        x = self._embed(node_species, edges, vectors, n_windows)
-        # Only the probes are read out: the last block needs no edges but theirs, the first n_probe.
-        if len(self.blocks) == 1:
-            vectors = vectors[:n_probe]
-        wigner = self.wigner(edge_frames(vectors)) * self._directed(vectors)[:, None, :]
+        return self.network(
+            window_graph(positions, species, ptr, self.config.cutoff, self.config.radius)
+        )
+
+    def geometry(self, graph: WindowGraph) -> tuple[Edges, Tensor]:
+        """Edges and their Wigner matrices, (E, T, S): what does not depend on the weights."""
+        edges = self._edges(graph)
+        used = edges if len(self.blocks) > 1 else edges.first(len(graph.positions))
+        turns = self.wigner(edge_frames(used.vector))
+        return edges, turns * self._directed(used.vector)[:, None, :]
+
+    def network(
+        self, graph: WindowGraph, geometry: tuple[Edges, Tensor] | None = None
+    ) -> Tensor:
+        """Contributions, (W, outputs).
+
+        ``geometry``, from another model of the same configuration, saves computing it again.
+        """
+        edges, wigner = geometry or self.geometry(graph)
+        n_windows, n_probe = graph.n_windows, len(graph.positions)  # edges to probes come first
+        x = self._embed(edges, n_windows)
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
-        x = self.blocks[-1](x, slice(n_windows), edges.select(slice(n_probe)), wigner[:n_probe])
-        return self.shift + self.scale * self.head(self.norm(x)[:, 0])
+        x = self.blocks[-1](x, slice(n_windows), edges.first(n_probe), wigner[:n_probe])
+        return self.shift + self.scale * self.head(self.norm(x[:, 0]))
 
-    def _edges(
-        self, positions: Tensor, species: Tensor, ptr: Tensor
-    ) -> tuple[EdgeFeatures, Tensor, int]:
-        """Edges to probes, then edges between atoms; their vectors; how many are to probes."""
-        pairs, probes = window_edges(positions, ptr, self.config.cutoff, self.config.radius)
-        n_windows = len(ptr) - 1
-        vectors = torch.cat([probes.vector, pairs.vector])
-        distance = vectors.norm(dim=-1)
+    def _edges(self, graph: WindowGraph) -> Edges:
+        """Edges from each atom to the probe of its window, then the pairs.
+
+        Weight of a pair: u(r_ij / cutoff) w_i, where w_i = u(\\|r_i\\| / radius) belongs to the
+        sender: an atom fades out of the graph before it leaves the window. To a probe: w_i.
+        """
+        positions, src, dst, n_windows = graph.positions, graph.src, graph.dst, graph.n_windows
+        inside = envelope(positions.norm(dim=-1) / self.config.radius)
+        sender = inside.index_select(0, src)
+        between = positions.index_select(0, dst) - positions.index_select(0, src)
+        vector = torch.cat([-positions, between])
+        distance = vector.norm(dim=-1)
+        near = envelope(distance[len(positions) :] / self.config.cutoff)
         spacing = self.centers[1] - self.centers[0] if len(self.centers) > 1 else self.centers[0]
-        basis = torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2)
-        src = torch.cat([probes.src, pairs.src])
-        return EdgeFeatures(
-            src=src + n_windows,
-            dst=torch.cat([probes.dst, pairs.dst + n_windows]),
-            weight=torch.cat([probes.weight, pairs.weight]),
-            basis=basis,
-            sender=species[src],
-            receiver=torch.cat([torch.zeros_like(probes.dst), species[pairs.dst]]),
-        ), vectors, len(probes.src)
+        atoms = torch.arange(n_windows, n_windows + len(positions), device=positions.device)
+        nodes = torch.cat([graph.species.new_zeros(n_windows), graph.species])
+        elements = torch.arange(MAX_SPECIES + 1, device=positions.device)
+        return Edges(
+            src=torch.cat([atoms, src + n_windows]),
+            dst=torch.cat([graph.window, dst + n_windows]),
+            vector=vector,
+            weight=torch.cat([inside, near * sender]),
+            basis=torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2),
+            element=(nodes[:, None] == elements).to(positions),
+        )
 
-    def _embed(
-        self, species: Tensor, edges: EdgeFeatures, vectors: Tensor, n_windows: int
-    ) -> Tensor:
+    def _embed(self, edges: Edges, n_windows: int) -> Tensor:
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
-        c = self.config.channels
-        radial = self.degree_embedding(edges.basis, edges.sender, edges.receiver).split(c, dim=1)
+        c, n = self.config.channels, len(edges.element)
+        radial = self.degree_embedding(edges).split(c, dim=1)
         degree = torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
-        direction = nn.functional.normalize(vectors, dim=-1)
+        direction = nn.functional.normalize(edges.vector, dim=-1)
         harmonics = spherical_harmonics(direction, self.config.l_max)
-        harmonics = harmonics * self._directed(vectors) * (edges.weight / degree)[:, None]
+        harmonics = harmonics * self._directed(edges.vector) * (edges.weight / degree)[:, None]
         parts = [harmonics[:, l_ * l_ : (l_ + 1) ** 2, None] * radial_l[:, None]
                  for l_, radial_l in enumerate(radial)]
-        scalars = self.embedding(species)[:, None]
-        x = torch.cat([scalars, scalars.new_zeros(len(species), len(self.degree_of_row) - 1, c)], 1)
+        scalars = (edges.element @ self.embedding)[:, None]
+        x = torch.cat([scalars, scalars.new_zeros(n, len(self.degree_of_row) - 1, c)], dim=1)
         return x.index_add(0, edges.dst, torch.cat(parts, dim=1))
 
     def _directed(self, vectors: Tensor) -> Tensor:
@@ -577,22 +627,42 @@ class X3Mat(nn.Module):
         return torch.where(self.degree_of_row > 0, directed, torch.ones_like(directed))
 
     @torch.no_grad()
-    def mean_degree(self, positions: Tensor, ptr: Tensor) -> Tensor:
+    def mean_degree(self, graph: WindowGraph) -> Tensor:
         """Mean sum of edge weights at a probe and at an atom, (2,); see :attr:`degree`."""
-        pairs, probes = window_edges(positions, ptr, self.config.cutoff, self.config.radius)
-        return torch.stack([probes.weight.sum() / max(len(ptr) - 1, 1),
-                            pairs.weight.sum() / max(len(positions), 1)])
+        weight, n_atoms = self._edges(graph).weight, len(graph.positions)
+        return torch.stack([weight[:n_atoms].sum() / max(graph.n_windows, 1),
+                            weight[n_atoms:].sum() / max(n_atoms, 1)])
 
-    @torch.no_grad()
     def contributions(self, windows, max_atoms: int = 20_000) -> Tensor:
         """Contributions, (W, outputs), of all windows of a crystal, in chunks of bounded memory."""
-        like = self.shift
-        positions = torch.as_tensor(windows.positions).to(like)
-        species = torch.as_tensor(windows.species).to(like.device)
-        ptr = torch.as_tensor(windows.ptr).to(like.device)
-        parts = [self(positions[ptr[a] : ptr[b]], species[ptr[a] : ptr[b]], ptr[a : b + 1] - ptr[a])
-                 for a, b in chunks(windows.ptr, max_atoms)]
-        return torch.cat(parts)
+        return contributions((self,), windows, max_atoms)[0]
+
+
+def contributions(
+    models: Sequence[X3Mat], windows, max_atoms: int, apply: Callable[..., Iterable] = map
+) -> Tensor:
+    """Contributions of all windows of a crystal, (models, W, outputs).
+
+    ``max_atoms`` bounds the atoms of windows in memory at a time; ``apply`` may be the ``map`` of
+    an executor. Models of one configuration share what does not depend on the weights.
+    """
+    first = models[0]
+    positions = torch.as_tensor(windows.positions).to(first.shift)
+    species = torch.as_tensor(windows.species).to(first.shift.device)
+    ptr = torch.as_tensor(windows.ptr).to(first.shift.device)
+    parts = []
+    for a, b in chunks(windows.ptr, max_atoms):
+        atoms = slice(windows.ptr[a], windows.ptr[b])
+        inputs = positions[atoms], species[atoms], ptr[a : b + 1] - ptr[a]
+        graph = window_graph(*inputs, first.config.cutoff, first.config.radius)
+        one = partial(_contributions, first.config, inputs, graph, first.geometry(graph))
+        parts.append(torch.stack(list(apply(one, models))))
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()  # here: the threads of an executor do not inherit it
+def _contributions(config: X3MatConfig, inputs: tuple, graph, geometry, model: X3Mat) -> Tensor:
+    return model.network(graph, geometry) if model.config == config else model(*inputs)
 
 
 def chunks(ptr, max_atoms: int) -> list[tuple[int, int]]:

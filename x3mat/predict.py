@@ -102,11 +102,11 @@ class Ensemble:
     def contributions(self, windows: Windows) -> np.ndarray:
         """Contribution of each window according to each member, (members, W), float64."""
 
-        def one(member: X3Mat) -> np.ndarray:
-            return member.contributions(windows, MAX_ATOMS)[:, 0].double().cpu().numpy()
+        from x3mat.model import contributions
 
         with ThreadPoolExecutor(min(self.workers, len(self.members))) as pool:
-            return np.stack(list(pool.map(one, self.members)))
+            y = contributions(self.members, windows, MAX_ATOMS, pool.map)
+        return y[..., 0].double().cpu().numpy()
 
     def values(self, windows: Windows) -> np.ndarray:
         """Each member's value of the property, (members,): Ŷ = Σ m_w y_w / Σ m_w."""

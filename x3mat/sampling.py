@@ -87,6 +87,18 @@ class Windows:
         """Number of atoms in each window, (W,)."""
         return np.diff(self.ptr)
 
+    def subgrid(self, offset: tuple[int, int, int], every: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every ``every``-th grid point from ``offset``: which windows, and how often each.
+
+        >>> from x3mat import databases
+        >>> fine = sample_windows(databases.iza("LTA"), refine=2)
+        >>> index, counts = fine.subgrid((1, 0, 0), every=2)
+        >>> fine.n_windows, int(counts.sum())
+        (1728, 216)
+        """
+        points = self.orbit.reshape(self.grid)[tuple(slice(o, None, every) for o in offset)]
+        return np.unique(points, return_counts=True)
+
     def expand(self, values: np.ndarray) -> np.ndarray:
         """Values of the windows, (W, ...), on the whole grid, (n1, n2, n3, ...)."""
         return values[self.orbit].reshape(*self.grid, *values.shape[1:])
@@ -98,6 +110,7 @@ def sample_windows(
     step: float = 2.0,
     symmetry: bool = True,
     grid: GridKind = "auto",
+    refine: int = 1,
 ) -> Windows:
     """Cut a crystal into windows (paper, Fig. 1a-d and section "Equivariant graph ...").
 
@@ -116,6 +129,9 @@ def sample_windows(
         "plain" has ⌈length / step⌉ points along each axis. "aligned" raises these numbers until
         every operation of the space group maps the grid onto itself. "auto" is the aligned grid
         unless that has more than twice the points of the plain one.
+    refine : int
+        Multiplies the number of points along each axis: the refined grid consists of refine³
+        grids of the given step, each moved against the others (see :meth:`Windows.subgrid`).
 
     Returns
     -------
@@ -124,8 +140,8 @@ def sample_windows(
     Raises
     ------
     DataError
-        If radius or step is not positive, the kind of grid is unknown, or the grid would exceed
-        two million points.
+        If radius, step or refine is not positive, the kind of grid is unknown, or the grid would
+        exceed two million points.
 
     Examples
     --------
@@ -134,15 +150,15 @@ def sample_windows(
     >>> windows.grid, windows.n_windows, windows.n_orbits
     ((6, 6, 6), 216, 20)
     """
-    if not (0 < radius < 100 and step > 0):
+    if not (0 < radius < 100 and step > 0 and refine >= 1):
         raise DataError(
-            crystal.name, f"radius {radius} and step {step} are not usable",
-            "give a radius between 0 and 100 Å and a positive step",
+            crystal.name, f"radius {radius}, step {step} and refine {refine} are not usable",
+            "give a radius between 0 and 100 Å, a positive step and refine ≥ 1",
         )
     if grid not in get_args(GridKind):
         raise DataError(crystal.name, f"there is no grid {grid!r}",
                         f"choose from {', '.join(get_args(GridKind))}")
-    points = choose_grid(crystal, step, grid)
+    points = tuple(refine * n for n in choose_grid(crystal, step, grid))
     if math.prod(points) > MAX_POINTS:
         raise DataError(
             crystal.name, f"a step of {step} Å makes {math.prod(points):,} grid points",

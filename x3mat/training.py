@@ -12,11 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import os
+import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
@@ -26,12 +34,13 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from x3mat import paths, results
-from x3mat.applications import Application
-from x3mat.descriptors import describe
+from x3mat.applications import APPLICATIONS, Application
+from x3mat.descriptors import Descriptors, describe
 from x3mat.errors import DataError
-from x3mat.model import X3Mat, X3MatConfig, chunks, save_checkpoint
+from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint, window_graph
 from x3mat.sampling import Windows, sample_windows
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -50,6 +59,8 @@ class TrainConfig:
     windows_per_crystal : int
         Windows drawn from each crystal and step (see :class:`CrystalWindows`); crystals with
         fewer orbits give all.
+    refine : int
+        Training moves the grid of windows at random by multiples of 1/refine of its spacing.
     learning_rate, weight_decay, clip : float
         AdamW's peak rate and decay; largest norm of the gradient.
     warm_up : float
@@ -66,6 +77,7 @@ class TrainConfig:
     epochs: int = 100
     crystals_per_step: int = 8
     windows_per_crystal: int = 24
+    refine: int = 1
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     clip: float = 10.0
@@ -81,13 +93,27 @@ class Batch:
 
     positions: Tensor  # (A, 3) Å
     species: Tensor  # (A,)
-    ptr: Tensor  # (W + 1,)
+    window: Tensor  # (A,) window of each atom
+    src: Tensor  # (E,) atoms of each pair
+    dst: Tensor  # (E,)
     crystal: Tensor  # (W,) crystal that each window belongs to
     share: Tensor  # (W,) m_w / Σ m; sums to 1 for each crystal
     target: Tensor  # (B, outputs)
+    atom_ptr: np.ndarray  # (W + 1,) offsets of the windows among the atoms
+    pair_ptr: np.ndarray  # (W + 1,) and among the pairs
 
     def to(self, device) -> Batch:
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+        return replace(self, **{k: v.to(device, non_blocking=True)
+                                for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+    def graph(self, start: int, stop: int) -> WindowGraph:
+        """The windows start to stop."""
+        first, last = self.atom_ptr[start], self.atom_ptr[stop]
+        pairs = slice(self.pair_ptr[start], self.pair_ptr[stop])
+        return WindowGraph(
+            self.positions[first:last], self.species[first:last], self.window[first:last] - start,
+            self.src[pairs] - first, self.dst[pairs] - first, stop - start,
+        )
 
 
 def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
@@ -96,80 +122,220 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     Each chunk's activations are dropped and recomputed in the backward pass unless one chunk
     holds the whole batch.
     """
-    parts = chunks(batch.ptr.tolist(), max_atoms)
-    contributions = []
-    for a, b in parts:
-        ptr = batch.ptr[a : b + 1]
-        atoms = slice(ptr[0], ptr[-1])
-        inputs = batch.positions[atoms], batch.species[atoms], ptr - ptr[0]
-        if len(parts) > 1 and torch.is_grad_enabled():
-            contributions.append(checkpoint(model, *inputs, use_reentrant=False))
-        else:
-            contributions.append(model(*inputs))
+    parts = chunks(batch.atom_ptr.tolist(), max_atoms)
+    recompute = len(parts) > 1 and torch.is_grad_enabled()
+    contributions = [
+        checkpoint(model.network, batch.graph(a, b), use_reentrant=False) if recompute
+        else model.network(batch.graph(a, b)) for a, b in parts
+    ]
     weighted = torch.cat(contributions) * batch.share[:, None]
     return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)
+
+
+class Replayed:
+    """:func:`predict_mean` and its gradient on a GPU as CUDA graphs.
+
+    Launching the thousand small kernels of a step takes longer than running them. A CUDA graph
+    launches them all at once, but needs fixed shapes: batches are padded to one of a few sizes,
+    each a quarter octave larger than the last. Padding has no weight, so results are the same.
+    A graph can be captured only while no other gradient is pending, so that all sizes have to be
+    named beforehand; a batch larger than all of them takes the ordinary path.
+
+    Parameters
+    ----------
+    model : X3Mat
+    crystals, windows : int
+        Largest numbers in a batch.
+    examples : iterable of Batch
+        A graph is captured for the size of each.
+    """
+
+    def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
+        self.model, self.crystals, self.windows = model, crystals, windows
+        self.captured: dict[tuple[int, int], Callable] = {}
+        pool = torch.cuda.graph_pool_handle()
+        largest_first = {self._size(b): b for b in sorted(examples, key=lambda b: -len(b.src))}
+        for size, batch in largest_first.items():
+            self.captured[size] = torch.cuda.make_graphed_callables(
+                PaddedMean(model, crystals), self._pad(batch, size), pool=pool
+            )
+
+    def __call__(self, batch: Batch) -> Tensor | None:
+        """Ŷ of each crystal, (B, outputs), or None where no captured size is large enough."""
+        n_atoms, n_pairs = len(batch.species), len(batch.src)
+        fitting = [size for size in self.captured if size[0] > n_atoms and size[1] >= n_pairs]
+        if not fitting:
+            return None
+        size = min(fitting, key=lambda s: s[0] + s[1])
+        return self.captured[size](*self._pad(batch, size))[: len(batch.target)]
+
+    @staticmethod
+    def _size(batch: Batch) -> tuple[int, int]:
+        """Atoms, one of them padding, and pairs."""
+        atoms, pairs = (math.ceil(2 ** (math.ceil(4 * math.log2(n + 2)) / 4))
+                        for n in (len(batch.species), len(batch.src)))
+        return atoms, pairs
+
+    def _pad(self, batch: Batch, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        return pad(batch, *size, self.windows, self.model.config.radius)
+
+
+def pad(batch: Batch, atoms: int, pairs: int, windows: int, radius: float) -> tuple[Tensor, ...]:
+    """The arguments of :class:`PaddedMean`: a batch with at least one atom more than it has.
+
+    Atoms are added on the surface of the first window, pairs between the last of them, windows
+    without a share: none has an effect.
+    """
+
+    def longer(x: Tensor, n: int, value: float) -> Tensor:
+        return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
+
+    return (
+        longer(batch.positions, atoms, radius), longer(batch.species, atoms, 1),
+        longer(batch.window, atoms, 0), longer(batch.src, pairs, atoms - 1),
+        longer(batch.dst, pairs, atoms - 1), longer(batch.crystal, windows, 0),
+        longer(batch.share, windows, 0.0),
+    )
+
+
+class PaddedMean(torch.nn.Module):
+    """Weighted means of contributions from padded tensors, (crystals, outputs)."""
+
+    def __init__(self, model: X3Mat, crystals: int):
+        super().__init__()
+        self.model, self.crystals = model, crystals
+
+    def forward(self, positions, species, window, src, dst, crystal, share) -> Tensor:
+        graph = WindowGraph(positions, species, window, src, dst, len(share))
+        weighted = self.model.network(graph) * share[:, None]
+        out = weighted.new_zeros(self.crystals, weighted.shape[1])
+        return out.index_add(0, crystal, weighted)
 
 
 # ----------------------------------------------------------------------------------- data
 
 
+class Pairs(NamedTuple):
+    """Pairs of atoms within the cutoff, for all windows of a crystal."""
+
+    ptr: np.ndarray  # (W + 1,) offsets of the windows
+    src: np.ndarray  # (E,) int32, counted from the first atom of the window
+    dst: np.ndarray  # (E,)
+
+
+class Item(NamedTuple):
+    """Some windows of a crystal."""
+
+    windows: Windows
+    pairs: Pairs
+    index: np.ndarray  # which windows
+    share: np.ndarray  # their shares, which sum to 1
+    target: np.ndarray  # (outputs,)
+
+
+@lru_cache(maxsize=1024)
+def find_pairs(windows: Windows, cutoff: float, max_atoms: int = 20_000) -> Pairs:
+    """The pairs of :func:`x3mat.model.window_graph`, found once instead of in every epoch."""
+    src, dst, counts = [], [], []
+    for a, b in chunks(windows.ptr, max_atoms):
+        first, ptr = windows.ptr[a], torch.as_tensor(windows.ptr[a : b + 1] - windows.ptr[a])
+        atoms = slice(first, windows.ptr[b])
+        graph = window_graph(torch.as_tensor(windows.positions[atoms]),
+                             torch.as_tensor(windows.species[atoms]), ptr, cutoff, windows.radius)
+        start = ptr[graph.window]
+        src.append((graph.src - start[graph.src]).int().numpy())
+        dst.append((graph.dst - start[graph.dst]).int().numpy())
+        counts.append(torch.bincount(graph.window[graph.dst], minlength=b - a).numpy())
+    ptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return Pairs(ptr, np.concatenate(src), np.concatenate(dst))
+
+
 class CrystalWindows(Dataset):
     """Windows of crystals with targets; item i gives some or all windows of crystal i.
 
-    A crystal with more than ``windows_per_crystal`` orbits gives a systematic sample of that
+    With ``refine`` > 1 the windows lie on refined grids, and an item is one of the refine³ grids of
+    the model's step, drawn at random: the label holds for all of them.
+
+    A grid of more than ``windows_per_crystal`` orbits gives a systematic sample of that
     size: equally spaced points, with a random start, on the line on which each orbit takes as
     much room as it has grid points. An orbit is hit in proportion to its multiplicity, so that the
-    sample's mean is unbiased. Which windows are drawn depends on (seed, epoch, crystal) alone, so
-    that a resumed run sees the same ones as an uninterrupted run.
+    sample's mean is unbiased. What is drawn depends on (seed, epoch, crystal) alone, so
+    that a resumed run sees the same as an uninterrupted run.
     """
 
     def __init__(
         self,
         windows: Sequence[Windows],
         targets: np.ndarray,
+        cutoff: float,
         windows_per_crystal: int | None = None,
+        refine: int = 1,
         seed: int = 0,
         epoch: int = 0,
+        pairs: Sequence[Pairs] | None = None,
     ):
-        self.windows, self.targets = windows, targets
-        self.windows_per_crystal, self.seed, self.epoch = windows_per_crystal, seed, epoch
+        self.windows, self.targets, self.cutoff = windows, targets, cutoff
+        self.windows_per_crystal, self.refine = windows_per_crystal, refine
+        self.seed, self.epoch = seed, epoch
+        self.pairs = pairs or [find_pairs(w, cutoff) for w in windows]
+
+    def at_epoch(self, epoch: int) -> CrystalWindows:
+        """The same crystals with the draws of another epoch."""
+        return CrystalWindows(self.windows, self.targets, self.cutoff, self.windows_per_crystal,
+                              self.refine, self.seed, epoch, self.pairs)
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, i: int) -> tuple[Windows, np.ndarray, np.ndarray, np.ndarray]:
-        """Windows, which of them, their shares, and the target."""
+    def __getitem__(self, i: int) -> Item:
         windows = self.windows[i]
+        rng = np.random.default_rng([self.seed, self.epoch, i])
         index, counts = np.arange(windows.n_orbits), windows.weights
-        if self.windows_per_crystal is not None and self.windows_per_crystal < windows.n_orbits:
-            rng = np.random.default_rng([self.seed, self.epoch, i])
-            spacing = windows.n_windows / self.windows_per_crystal
+        if self.refine > 1:
+            index, counts = windows.subgrid(rng.integers(self.refine, size=3), self.refine)
+        if self.windows_per_crystal is not None and self.windows_per_crystal < len(index):
+            ends = np.cumsum(counts)
+            spacing = ends[-1] / self.windows_per_crystal
             drawn = (rng.random() + np.arange(self.windows_per_crystal)) * spacing
-            ends = np.cumsum(windows.weights)
-            index, counts = np.unique(np.searchsorted(ends, drawn, "right"), return_counts=True)
-        return windows, index, counts / counts.sum(), self.targets[i]
+            hit, counts = np.unique(np.searchsorted(ends, drawn, "right"), return_counts=True)
+            index = index[hit]
+        return Item(windows, self.pairs[i], index, counts / counts.sum(), self.targets[i])
 
 
-def collate(items: Sequence[tuple]) -> Batch:
+def collate(items: Sequence[Item]) -> Batch:
     """Join the items of :class:`CrystalWindows`."""
-    positions, species, counts = [], [], []
-    for windows, index, _, _ in items:
-        sizes = windows.atoms_per_window[index]
-        atoms = np.repeat(windows.ptr[index] - np.cumsum(sizes) + sizes, sizes)
-        atoms = atoms + np.arange(len(atoms))
+    positions, species, src, dst, n_atoms, n_pairs = [], [], [], [], [], []
+    for windows, pairs, index, _, _ in items:
+        atoms, counts = _ragged(windows.ptr, index)
         positions.append(windows.positions[atoms])
         species.append(windows.species[atoms])
-        counts.append(sizes)
-    crystal = np.repeat(np.arange(len(items)), [len(index) for _, index, _, _ in items])
+        n_atoms.append(counts)
+        edges, counts = _ragged(pairs.ptr, index)
+        src.append(pairs.src[edges])
+        dst.append(pairs.dst[edges])
+        n_pairs.append(counts)
+    n_atoms, n_pairs = np.concatenate(n_atoms), np.concatenate(n_pairs)
+    atom_ptr, pair_ptr = (np.concatenate([[0], np.cumsum(n)]) for n in (n_atoms, n_pairs))
+    first = np.repeat(atom_ptr[:-1], n_pairs)  # pairs count from the first atom of their window
     as_float = torch.get_default_dtype()
     return Batch(
         positions=torch.as_tensor(np.concatenate(positions), dtype=as_float),
         species=torch.as_tensor(np.concatenate(species)),
-        ptr=torch.as_tensor(np.concatenate([[0], np.cumsum(np.concatenate(counts))])),
-        crystal=torch.as_tensor(crystal),
-        share=torch.as_tensor(np.concatenate([share for _, _, share, _ in items]), dtype=as_float),
-        target=torch.as_tensor(np.stack([target for *_, target in items]), dtype=as_float),
+        window=torch.as_tensor(np.repeat(np.arange(len(n_atoms)), n_atoms)),
+        src=torch.as_tensor(np.concatenate(src) + first),
+        dst=torch.as_tensor(np.concatenate(dst) + first),
+        crystal=torch.as_tensor(np.repeat(np.arange(len(items)), [len(i.index) for i in items])),
+        share=torch.as_tensor(np.concatenate([i.share for i in items]), dtype=as_float),
+        target=torch.as_tensor(np.stack([i.target for i in items]), dtype=as_float),
+        atom_ptr=atom_ptr, pair_ptr=pair_ptr,
     )
+
+
+def _ragged(ptr: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the entries of some rows of a CSR layout lie, and how many each row has."""
+    counts = ptr[index + 1] - ptr[index]
+    starts = np.repeat(ptr[index] - np.cumsum(counts) + counts, counts)
+    return starts + np.arange(len(starts)), counts
 
 
 # ------------------------------------------------------------------------------- learning
@@ -183,23 +349,31 @@ class Learner(L.LightningModule):
         self.config, self.train_set, self.validation_set = config, train, validation
         self.model = X3Mat(config.model)
         self.history: list[dict[str, float]] = []
+        self._began, self._seconds_before = time.perf_counter(), 0.0
         self._errors: dict[str, list[Tensor]] = {"train_mae": [], "val_mae": []}
+        self._replayed: Replayed | None = None
         set_constants(self.model, train)
 
     def train_dataloader(self) -> DataLoader:
-        data, seed = self.train_set, self.config.seed
-        current = CrystalWindows(
-            data.windows, data.targets, data.windows_per_crystal, seed, self.current_epoch
-        )
-        order = np.random.default_rng([seed, self.current_epoch]).permutation(len(data)).tolist()
-        return DataLoader(current, self.config.crystals_per_step, sampler=order,
-                          collate_fn=collate)
+        return self._loader(self.current_epoch)
+
+    def _loader(self, epoch: int) -> DataLoader:
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
+        return DataLoader(self.train_set.at_epoch(epoch), self.config.crystals_per_step,
+                          sampler=order.tolist(), collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.validation_set, 4, collate_fn=collate)
 
     def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
         return batch.to(device)
+
+    def on_train_start(self) -> None:
+        if self.device.type == "cuda":
+            c = self.config
+            examples = (b.to(self.device) for epoch in range(2) for b in self._loader(epoch))
+            self._replayed = Replayed(self.model, c.crystals_per_step,
+                                      c.crystals_per_step * c.windows_per_crystal, examples)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._error("train_mae", batch).mean() / self.model.scale.mean()
@@ -209,10 +383,14 @@ class Learner(L.LightningModule):
 
     def _error(self, name: str, batch: Batch) -> Tensor:
         """|Ŷ − Y| of each crystal, (B, outputs), noted under ``name``."""
-        predicted = predict_mean(self.model, batch, self.config.max_atoms)
+        predicted = None
+        if self._replayed is not None and torch.is_grad_enabled():
+            predicted = self._replayed(batch)
+        if predicted is None:
+            predicted = predict_mean(self.model, batch, self.config.max_atoms)
         error = (predicted - batch.target).abs()
         self._errors[name].append(error.detach())
-        self.log(name, error.mean(), prog_bar=True, on_step=False, on_epoch=True,
+        self.log(name, error.detach().mean(), prog_bar=True, on_step=False, on_epoch=True,
                  batch_size=len(error), sync_dist=True)
         return error
 
@@ -221,16 +399,23 @@ class Learner(L.LightningModule):
         self.history.append({"epoch": self.current_epoch, **row})
         self._errors = {name: [] for name in self._errors}
 
+    @property
+    def seconds(self) -> float:
+        """Wall time, with that before an interruption."""
+        return self._seconds_before + time.perf_counter() - self._began
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["seconds"] = self.history, self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = list(checkpoint["history"])
+        self._seconds_before = checkpoint["seconds"]
 
     def configure_optimizers(self) -> dict:
         c = self.config
         optimizer = torch.optim.AdamW(self.parameters(), c.learning_rate,
-                                      weight_decay=c.weight_decay, betas=(0.9, 0.98))
+                                      weight_decay=c.weight_decay, betas=(0.9, 0.98),
+                                      fused=self.device.type == "cuda")
         steps = max(int(self.trainer.estimated_stepping_batches), 4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, c.learning_rate, steps, pct_start=min(max(c.warm_up, 2 / steps), 0.5),
@@ -243,12 +428,10 @@ class Learner(L.LightningModule):
 def set_constants(model: X3Mat, train: CrystalWindows) -> None:
     """Measure mean degree, mean and spread of the target on the training set."""
     with torch.no_grad():
-        degrees = torch.stack([
-            model.mean_degree(torch.as_tensor(w.positions, dtype=model.shift.dtype),
-                              torch.as_tensor(w.ptr)) for w in train.windows
-        ]).mean(0)
+        batches = [collate([train[i]]) for i in range(len(train))]
+        degrees = torch.stack([model.mean_degree(b.graph(0, len(b.share))) for b in batches])
         targets = torch.tensor(train.targets, dtype=model.shift.dtype)
-        model.degree.copy_(degrees.clamp(min=1e-3))
+        model.degree.copy_(degrees.mean(0).clamp(min=1e-3))
         model.shift.copy_(targets.mean(0))
         model.scale.copy_(targets.std(0).clamp(min=1e-6))
 
@@ -257,7 +440,7 @@ def set_constants(model: X3Mat, train: CrystalWindows) -> None:
 class TrainResult:
     """A trained model and how it was trained."""
 
-    model: X3Mat
+    model: X3Mat  # on the device on which it was trained
     history: list[dict[str, float]]  # per epoch: epoch, train_mae, val_mae where validated
     wall_s: float
 
@@ -281,6 +464,7 @@ def train(
     ----------
     config : TrainConfig
     train_windows, val_windows : sequence of Windows
+        Those for training with ``refine=config.refine``.
     train_targets, val_targets : (n, outputs) array
         In the property's unit.
     folder : path
@@ -303,14 +487,15 @@ def train(
             raise DataError("training set", f"targets are not finite numbers of shape {shape}",
                             "give one row of finite targets for each crystal")
     folder = Path(folder)
-    started = time.perf_counter()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # of captured steps
         torch.manual_seed(config.seed)
         learner = Learner(
             config,
-            CrystalWindows(train_windows, train_targets, config.windows_per_crystal, config.seed),
-            CrystalWindows(val_windows, val_targets),
+            CrystalWindows(train_windows, train_targets, config.model.cutoff,
+                           config.windows_per_crystal, config.refine, config.seed),
+            CrystalWindows(val_windows, val_targets, config.model.cutoff),
         )
         average = EMAWeightAveraging(decay=config.ema)
         trainer = L.Trainer(
@@ -328,9 +513,22 @@ def train(
             enable_model_summary=False,
         )
         last = folder / "last.ckpt"
-        trainer.fit(learner, ckpt_path=last if last.exists() else None)
-    return TrainResult(learner.model.cpu().eval(), learner.history,
-                       time.perf_counter() - started)
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        with _tensor_float_32() if on_gpu else nullcontext():
+            trainer.fit(learner, ckpt_path=last if last.exists() else None)
+        device_used = trainer.strategy.root_device
+    return TrainResult(learner.model.to(device_used).eval(), learner.history, learner.seconds)
+
+
+@contextmanager
+def _tensor_float_32() -> Iterator[None]:
+    """Matrix products of GPUs with 10 bits of mantissa, enough for gradients; others exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def evaluate(model: X3Mat, windows: Sequence[Windows]) -> np.ndarray:
@@ -345,11 +543,17 @@ def mean_contribution(model: X3Mat, windows: Windows) -> np.ndarray:
 
 
 def application_windows(
-    application: Application, names: Sequence[str], config: X3MatConfig
+    application: Application, names: Sequence[str], config: X3MatConfig, refine: int = 1
 ) -> list[Windows]:
     """Windows of an application's crystals."""
-    return [sample_windows(application.crystal(name), config.radius, config.step)
+    return [_windows(application.name, name, config.radius, config.step, refine)
             for name in names]
+
+
+@lru_cache(maxsize=1024)  # runs that follow each other in one process share them
+def _windows(application_: str, name: str, radius: float, step: float, refine: int) -> Windows:
+    crystal = APPLICATIONS[application_].crystal(name)
+    return sample_windows(crystal, radius, step, refine=refine)
 
 
 # --------------------------------------------------------------------------- applications
@@ -418,7 +622,8 @@ def train_fold(
     cut = slice(limit)
     names = [split.train[cut], *(half[cut] for half in split.halves)]
     targets = [labels.loc[list(part), list(application.columns)].to_numpy(float) for part in names]
-    windows = [application_windows(application, part, config.model) for part in names]
+    windows = [application_windows(application, part, config.model, refine)
+               for part, refine in zip(names, (config.refine, 1, 1), strict=True)]
     tag = f"fold{fold}-seed{config.seed}"
     result = train(config, windows[0], targets[0], windows[1], targets[1],
                    Path(runs) / application.name / tag, device=device, devices=devices,
@@ -453,13 +658,39 @@ def train_fold(
     ))
 
 
+def train_folds(
+    application: Application, plan: Sequence[tuple[int, TrainConfig]], jobs: int = 1, **options
+) -> list[dict]:
+    """Call :func:`train_fold` for several (fold, config), ``jobs`` at a time.
+
+    Small networks leave most of a GPU, or of a processor with many cores, idle; several runs side
+    by side, each in a process of its own, fill it. Returns the records in the order of ``plan``.
+    """
+    if jobs == 1:
+        return [train_fold(application, fold, config, **options) for fold, config in plan]
+    options = {**options, "progress": False}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"),
+                             initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        futures = [pool.submit(train_fold, application, *run, **options) for run in plan]
+        for _ in tqdm(as_completed(futures), total=len(futures), unit="run",
+                      disable=not sys.stderr.isatty()):
+            pass
+        return [future.result() for future in futures]
+
+
 def _domain(application: Application, names: Sequence[str]) -> dict:
-    crystals = [application.crystal(name) for name in names]
-    described = [describe(crystal) for crystal in crystals]
+    found = [_described(application.name, name) for name in names]
     ranges = {key: [min(values), max(values)] for key in
               ("density", "void_fraction", "largest_cavity")
-              if (values := [float(getattr(d, key)) for d in described])}
-    return {"species": sorted({int(z) for c in crystals for z in np.unique(c.species)}), **ranges}
+              if (values := [float(getattr(d, key)) for _, d in found])}
+    return {"species": sorted(set().union(*(species for species, _ in found))), **ranges}
+
+
+@lru_cache(maxsize=1024)
+def _described(application_: str, name: str) -> tuple[frozenset[int], Descriptors]:
+    crystal = APPLICATIONS[application_].crystal(name)
+    return frozenset(np.unique(crystal.species).tolist()), describe(crystal)
 
 
 def summarize(application: Application) -> dict:
@@ -510,6 +741,8 @@ def summarize(application: Application) -> dict:
             float(1 - ((together - label) ** 2).sum() / ((label - label.mean()) ** 2).sum()),
         "test_mae_of_each_fold": rows.assign(e=(rows.predicted - rows.label).abs())
             .groupby("fold").e.mean().tolist(),
+        "test_mae_of_each_half": rows.assign(e=(rows.predicted - rows.label).abs())
+            .groupby("half").e.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
         "labels_revised_since_training": sorted(set(rows.name[changed])),
         "n_test": len(label), "folds": len(application.folds()), "seeds": seeds,
