@@ -42,7 +42,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", [
-    (), ("windows",), ("predict",), ("explain",), ("train",), ("gcmc",),
+    (), ("windows",), ("predict",), ("explain",), ("train",),
     ("data", "list"), ("data", "describe"), ("data", "load"),
 ])  # fmt: skip
 def test_every_command_has_help_with_examples(command):

@@ -16,15 +16,15 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.special import erfc
 
-from x3mat import forcefield
-from x3mat import gcmc as engine
-from x3mat import gcmc_system as parts
-from x3mat.crystal import cif_charges, read_crystal
-from x3mat.errors import CrystalError, DataError
-from x3mat.gcmc import Framework, GCMCSettings, gcmc
+pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[labels]")
 
-if importlib.util.find_spec("numba") is None:
-    pytest.skip("numba is not installed: pip install x3mat[simulation]", allow_module_level=True)
+import gcmc_run
+from gcmc import Framework, GCMCSettings, engine, forcefield, gcmc, kernel
+from gcmc import system as parts
+from gcmc.framework import cif_charges, read_framework
+
+from x3mat.crystal import read_crystal
+from x3mat.errors import CrystalError, DataError
 
 K_B = 1.380649e-23
 A = 8.9  # Å
@@ -44,16 +44,17 @@ SHORT = GCMCSettings(
 )
 
 
-def plain_ewald(cell, positions, charges, alpha=0.55, largest=6.0):
-    """Energy (K) of a neutral periodic set of charges: the textbook sum, with its own settings."""
-    offset = (positions[:, None] - positions[None]) @ np.linalg.inv(cell)
-    offset -= np.round(offset)
+def plain_ewald(cell, positions, charges, alpha=0.4, largest=3.6):
+    """Energy (K) of a neutral periodic set of charges: the textbook sum, with its own settings.
+
+    The cell must be so wide (25 Å) that nearest images make up the sum in real space.
+    """
+    frac = positions @ np.linalg.inv(cell)
     energy = -alpha / math.sqrt(math.pi) * (charges**2).sum()
-    for shift in np.ndindex(3, 3, 3):
-        r = np.linalg.norm((offset + np.array(shift) - 1) @ cell, axis=2)
-        if shift == (1, 1, 1):
-            np.fill_diagonal(r, np.inf)
-        energy += 0.5 * (np.outer(charges, charges) * erfc(alpha * r) / r).sum()
+    for i in range(1, len(frac)):
+        offset = frac[:i] - frac[i]
+        r = np.linalg.norm((offset - np.round(offset)) @ cell, axis=1)
+        energy += charges[i] * (charges[:i] * erfc(alpha * r) / r).sum()
     limit = np.ceil(largest * np.linalg.norm(cell, axis=1) / (2 * np.pi)).astype(int)
     index = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in limit], indexing="ij"), -1)
     k = index.reshape(-1, 3) @ (2 * np.pi * np.linalg.inv(cell).T)
@@ -62,7 +63,19 @@ def plain_ewald(cell, positions, charges, alpha=0.55, largest=6.0):
     waves = np.abs(np.exp(1j * k @ positions.T) @ charges) ** 2
     energy += 2 * np.pi / abs(np.linalg.det(cell)) * (
         np.exp(-k2 / (4 * alpha**2)) / k2 * waves).sum()
-    return 167_100.947 * energy
+    return forcefield.COULOMB * energy
+
+
+def plain_coulomb(system, sites, charges):
+    """Coulomb energy (K) of molecules (M, 3 sites, 3 Å) with each other and with the framework."""
+    atoms, place = system.atoms @ system.cell, sites.reshape(-1, 3)
+    energy = plain_ewald(
+        system.cell, np.r_[atoms, place], np.r_[system.atom_charge, charges.ravel()]
+    ) - plain_ewald(system.cell, atoms, system.atom_charge)
+    for x, q in zip(sites, charges, strict=True):  # bonds are no interaction
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            energy -= forcefield.COULOMB * q[i] * q[j] / np.linalg.norm(x[i] - x[j])
+    return energy
 
 
 def plain_lj(cell, one, two, table, cutoff):
@@ -105,8 +118,6 @@ def filled(kernel, tables, chains, number):
 
 @pytest.mark.parametrize("direct", [True, False])
 def test_energy_of_charged_mixture_is_that_of_plain_sums(direct):
-    from x3mat import gcmc_kernel as kernel
-
     settings = GCMCSettings(
         gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", force_field="trappe-n2-zeolite",
         cutoff=12.8, spacing=0.15,
@@ -115,14 +126,8 @@ def test_energy_of_charged_mixture_is_that_of_plain_sums(direct):
     total = filled(kernel, tables, chains, 6)
     sites = chains.molecule[0, :6, 6:].reshape(6, 3, 3) @ system.cell
     kinds = chains.kind[0, :6]
-    charge, place = guests.site_charge[kinds].ravel(), sites.reshape(-1, 3)
-    atoms = system.atoms @ system.cell
-    coulomb = plain_ewald(
-        system.cell, np.r_[atoms, place], np.r_[system.atom_charge, charge]
-    ) - plain_ewald(system.cell, atoms, system.atom_charge)
-    for one, q in zip(sites, guests.site_charge[kinds], strict=True):  # bonds are no interaction
-        for i, j in ((0, 1), (0, 2), (1, 2)):
-            coulomb -= 167_100.947 * q[i] * q[j] / np.linalg.norm(one[i] - one[j])
+    atoms, place = system.atoms @ system.cell, sites.reshape(-1, 3)
+    coulomb = plain_coulomb(system, sites, guests.site_charge[kinds])
     data = {k: forcefield.guest(k) for k in ("CO2", "N2")}
     numbers = np.array([
         [data[gas]["types"][s["type"]][key] for key in ("epsilon", "sigma")]
@@ -171,11 +176,11 @@ print(json.dumps({"frames": frames, "cell": standard.tolist(), "positions": job[
     importlib.util.find_spec("raspalib") is None or importlib.util.find_spec("zse") is None,
     reason="needs raspalib and zeose: pip install x3mat[labels,zeolites]",
 )
-# RASPA3's own Ewald sum is off by 3 K here, as the plain sum shows
+# The converged Ewald sums of the frames are -18.98, 67.80 and 23.52 K, whatever their alpha; RASPA3
+# has 3.2, 3.9 and 3.3 K more than that, this engine 0.2 K: the difference is RASPA3's. It is some
+# 0.5 K per molecule, 0.2 % of k_B T.
 @pytest.mark.parametrize(("charges", "tolerance"), [("none", 1e-7), ("forcefield", 6e-4)])
 def test_energies_are_those_of_raspa(charges, tolerance):
-    from x3mat import gcmc_kernel as kernel
-
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RASPA, str(int(charges != "none"))],
         capture_output=True, text=True, timeout=300,
@@ -186,23 +191,30 @@ def test_energies_are_those_of_raspa(charges, tolerance):
     cell, species = np.array(found["cell"]), np.array(found["species"])
     framework = Framework(cell, species, np.array(found["positions"]), None, "LTA")
     settings = GCMCSettings(charges=charges, force_field="trappe-n2-zeolite", spacing=0.0)
-    for frame, expected in zip(found["frames"], found["energies"], strict=True):
-        _, _, tables, chains = prepared(settings, framework, direct=True)
-        total = 0.0
-        for slot, sites in enumerate(np.array(frame).reshape(-1, 3, 3)):
-            axis = sites[0] - sites[1]
-            chains.molecule[0, slot, :3] = sites[1] @ np.linalg.inv(cell)
+    frames = [np.array(frame).reshape(-1, 3, 3) for frame in found["frames"]]
+
+    def total(sites, settings):
+        system, guests, tables, chains = prepared(settings, framework, direct=True)
+        energy = 0.0
+        for slot, site in enumerate(sites):
+            axis = site[0] - site[1]
+            chains.molecule[0, slot, :3] = site[1] @ np.linalg.inv(cell)
             chains.molecule[0, slot, 3:6] = axis / np.linalg.norm(axis)
             kernel.place(tables, chains, 0, 0, slot)
-            total += kernel.molecule_energy(tables, chains, 0, slot, -1)
+            energy += kernel.molecule_energy(tables, chains, 0, slot, -1)
             chains.n[0] += 1
-        assert total == pytest.approx(expected, rel=tolerance)
-    assert len(found["frames"][-1]) > 10  # sites
+        return energy, system, np.tile(guests.site_charge[0], (len(sites), 1))
+
+    for sites, expected in zip(frames, found["energies"], strict=True):
+        assert total(sites, settings)[0] == pytest.approx(expected, rel=tolerance)
+    if charges != "none":
+        energy, system, charge = total(frames[0], settings)
+        coulomb = energy - total(frames[0], replace(settings, charges="none"))[0]
+        assert coulomb == pytest.approx(plain_coulomb(system, frames[0], charge), abs=0.3)
+    assert len(frames[-1]) > 3
 
 
 def test_shift_and_tail():
-    from x3mat import gcmc_kernel as kernel
-
     energies = {}
     for name, change in {"cut": {}, "shift": {"shifted": True}, "tail": {"tail_correction": True},
                          "long": {"cutoff": 26.0}}.items():  # fmt: skip
@@ -289,8 +301,6 @@ def test_every_set_of_moves_gives_the_same_distribution():
 
 
 def test_running_energy_is_the_energy():
-    from x3mat import gcmc_kernel as kernel
-
     settings = replace(
         SHORT, gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", pressure=1e6,
         force_field="trappe-n2-zeolite", replicas=1, cycles=40,
@@ -405,6 +415,37 @@ def test_bad_settings_are_refused(change):
         gcmc([CAGE], replace(SHORT, **change))
 
 
+def test_stuck_chains_are_named():
+    [moving] = gcmc([CAGE], replace(SHORT, pressure=1e6))
+    assert (moving.swaps > 0).all()
+    assert moving.is_equilibrated
+    full = Framework(2.5 * np.eye(3), SPECIES[:1], np.zeros((1, 3)), None, "dense")
+    [stuck] = gcmc([full], replace(SHORT, cycles=20))
+    assert stuck.loadings["Ar"].mol_per_kg < 1e-3
+    assert not stuck.is_equilibrated
+    assert "chain 1, 2 of 2" in stuck.warnings[0]
+    assert stuck.as_dict()["warnings"] == list(stuck.warnings)
+
+
+def test_numba_cuda_that_does_not_fit_numpy_is_named(monkeypatch):
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "numba.cuda":
+                raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    import numba
+
+    for name in [name for name in sys.modules if name.startswith("numba.cuda")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(numba, "cuda", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(DataError, match="row_stack") as caught:
+        gcmc([CAGE], SHORT, device="cuda")
+    assert "numpy<2.5" in caught.value.remedy
+    [result] = gcmc([CAGE], replace(SHORT, equilibration=10, cycles=10))  # cores need none of it
+    assert result.counts.shape == (2, 10, 1)
+
+
 def test_settings_of_one_call_share_all_but_the_state():
     with pytest.raises(DataError, match="state"):
         gcmc([CAGE], [SHORT, replace(SHORT, cutoff=9.0)])
@@ -496,6 +537,7 @@ O1 O 0.1 0.2 0.25 -1.0
     path = tmp_path / "x.cif"
     path.write_text(text)
     charges, crystal = cif_charges(path), read_crystal(path)
+    np.testing.assert_array_equal(read_framework(path).charges, charges)
     assert dict(zip(crystal.species.tolist(), charges.tolist(), strict=True)) == {14: 2.0, 8: -1.0}
     assert charges.sum() == 0
     path.write_text(text.replace("-1.0", "?"))
@@ -510,7 +552,7 @@ TINY = Framework(7.0 * np.eye(3), np.array([14, 8]), np.array([[0, 0, 0], [0.3, 
 
 
 def tiny_run(device):
-    """A few moves of charged molecules, small enough to be interpreted."""
+    """A few moves of charged molecules, small enough to be interpreted; sets module constants."""
     parts.VOXEL, parts.PAIR_SPACING = 2.0, 0.3
     settings = replace(
         SHORT, gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", cutoff=5.0, spacing=0.6,
@@ -541,11 +583,14 @@ def test_cuda_kernels_in_the_simulator_give_the_same_chain(monkeypatch):
 # ----------------------------------------------------------------------------- command line
 
 
-def test_command_line(tmp_path):
-    from typer.testing import CliRunner
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as done:
+        gcmc_run.main(["--help"])
+    assert done.value.code == 0
+    assert "examples:\n  python tools/gcmc_run.py" in capsys.readouterr().out
 
-    from x3mat.cli import app
 
+def test_command_line(tmp_path, capsys):
     atoms = "\n".join(
         f"{'Si' if z == 14 else 'O'}{i} {'Si' if z == 14 else 'O'} {x[0]} {x[1]} {x[2]}"
         f" {q:.2f}"
@@ -560,26 +605,26 @@ def test_command_line(tmp_path):
     charged, empty = tmp_path / "cage.cif", tmp_path / "empty.cif"
     charged.write_text(f"{head}_atom_site_charge\n{atoms}\n")
     empty.write_text("")
-    command = ["gcmc", str(charged), str(empty), "--mixture", "CO2:0.15,N2:0.85", "--cycles", "20",
-               "--equilibration", "10", "--replicas", "1", "--pressure", "1e6"]  # fmt: skip
-    done = CliRunner().invoke(app, [*command, "--json"])
-    assert done.exit_code == 1  # one of the files is bad
-    good, bad = json.loads(done.stdout)
+    short = ["--cycles", "20", "--equilibration", "10", "--pressure", "1e6"]
+    code = gcmc_run.main([str(charged), str(empty), "--mixture", "CO2:0.15,N2:0.85", *short,
+                          "--replicas", "1", "--json"])  # fmt: skip
+    assert code == 1  # one of the files is bad
+    shown = capsys.readouterr()
+    good, bad = json.loads(shown.out)
     assert list(good) == ["file", "temperature_K", "pressure_Pa", "loadings", "selectivity",
-                          "seconds", "device"]  # fmt: skip
+                          "warnings", "seconds", "device"]  # fmt: skip
     assert (good["file"], good["temperature_K"], good["pressure_Pa"]) == (str(charged), 298.0, 1e6)
     assert list(good["loadings"]) == ["CO2", "N2"]
     assert list(good["loadings"]["N2"]) == [
         "mol_per_kg", "error_mol_per_kg", "g_per_L", "molecules_per_cell"]
     assert good["device"] == "cpu"
     assert bad["error"]["type"] == "CrystalError"
-    one = CliRunner().invoke(app, [
-        "gcmc", str(charged), "--gas", "Ar", "--charges", "none", "--cycles", "20",
-        "--equilibration", "10", "--density", str(tmp_path), "--json",
-    ])  # fmt: skip
-    assert one.exit_code == 0, one.output
-    assert isinstance(json.loads(one.stdout), list)
+    assert f"error: {empty}" in shown.err
+    one = [str(charged), "--gas", "Ar", "--charges", "none", *short, "--density", str(tmp_path)]
+    assert gcmc_run.main([*one, "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)
     assert np.load(tmp_path / "cage-density.npz")["Ar"].ndim == 3
-    wrong = CliRunner().invoke(app, ["gcmc", str(charged), "--mixture", "CO2=1"])
-    assert wrong.exit_code == 1
-    assert "it is no mixture" in wrong.output
+    assert gcmc_run.main(one) == 0
+    assert "mol/kg" in capsys.readouterr().out
+    assert gcmc_run.main([str(charged), "--mixture", "CO2=1"]) == 1
+    assert "it is no mixture" in capsys.readouterr().err

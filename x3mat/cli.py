@@ -1,4 +1,4 @@
-"""The command ``x3mat``: windows, predict, explain, train, gcmc, data.
+"""The command ``x3mat``: windows, predict, explain, train, data.
 
 Heavy packages are imported inside the commands that need them, so that help is quick.
 """
@@ -199,87 +199,6 @@ def train(
             f" {r['unit']} on {len(r['predictions'])} held-out crystals" for r in records))
 
 
-@app.command()
-def gcmc(
-    files: Files,
-    gas: Annotated[str, typer.Option(help="N2, CO2, Ar or CH4.")] = "N2",
-    temperature: Annotated[float, typer.Option(help="K.")] = 298.0,
-    pressure: Annotated[float, typer.Option(help="Pa.")] = 1e5,
-    mixture: Annotated[str | None, typer.Option(
-        help="Gases and mole fractions instead of one gas, for example CO2:0.15,N2:0.85.",
-        show_default=False)] = None,
-    charges: Annotated[str | None, typer.Option(
-        help="cif, forcefield or none; default cif where a file states charges, else none.",
-        show_default=False)] = None,
-    force_field: Annotated[str, typer.Option(
-        help="Framework parameters: uff, or trappe-n2-zeolite for silica.")] = "uff",
-    cycles: Annotated[int, typer.Option(help="Sampled cycles of each chain.")] = 1000,
-    equilibration: Annotated[int, typer.Option(help="Cycles before sampling.")] = 300,
-    replicas: Annotated[int, typer.Option(help="Chains of each crystal.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    checkpoint: Annotated[Path | None, typer.Option(
-        help="Folder; the same command goes on from there after a kill.",
-        show_default=False)] = None,
-    density: Annotated[Path | None, typer.Option(
-        help="Folder for densities of the molecules' centres, .npz.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
-    """Simulate how much gas crystals take up (grand-canonical Monte Carlo, rigid framework).
-
-    \b
-    Examples:
-      x3mat gcmc my.cif --gas N2 --temperature 77 --pressure 1e5
-      x3mat gcmc *.cif --mixture CO2:0.15,N2:0.85 --charges cif --json
-      x3mat gcmc iza:LTA --force-field trappe-n2-zeolite --charges forcefield
-    """
-    with _typed_errors():
-        from x3mat import gcmc as engine
-
-        shares = _mixture(mixture) if mixture else {gas: 1.0}
-        settings = engine.GCMCSettings(
-            gases=tuple(shares), fractions=tuple(shares.values()), temperature=temperature,
-            pressure=pressure, force_field=force_field, charges=charges or "none", cycles=cycles,
-            equilibration=equilibration, replicas=replicas, seed=seed, density=density is not None,
-        )  # fmt: skip
-        out: dict[str, Any] = {}
-        groups: dict[str, dict[str, Any]] = {}
-        for file in dict.fromkeys(files):
-            try:
-                framework = _framework(file)
-            except X3MatError as error:
-                out[file] = error
-                continue
-            stated = "none" if framework.charges is None else "cif"
-            groups.setdefault(charges or stated, {})[file] = framework
-        for kind, members in groups.items():
-            found = engine.gcmc(
-                list(members.values()), replace(settings, charges=kind), device=device,
-                checkpoint=checkpoint, progress=sys.stderr.isatty(),
-            )  # fmt: skip
-            out.update(zip(members, found, strict=True))
-
-    def one(file: str) -> dict:
-        result = out[file]
-        if isinstance(result, X3MatError):
-            raise result
-        if not result.is_equilibrated:
-            typer.echo(f"warning: {file}: still drifting; raise --equilibration", err=True)
-        if density is not None:
-            result.save_density(density)
-        return {"file": file, **result.as_dict()}
-
-    def text(r: dict) -> str:
-        uptake = "; ".join(
-            f"{g} {x['mol_per_kg']:.4g} ± {x['error_mol_per_kg']:.2g} mol/kg,"
-            f" {x['g_per_L']:.4g} g/L"
-            for g, x in r["loadings"].items())
-        selectivity = "" if r["selectivity"] is None else f"; selectivity {r['selectivity']:.3g}"
-        return f"{r['file']}: {uptake}{selectivity}; {r['seconds']:.1f} s on {r['device']}"
-
-    _each(files, one, text, as_json, always_list=True)
-
-
 @data_app.command("list")
 def data_list(as_json: Json = False) -> None:
     """List the applications.
@@ -367,28 +286,6 @@ def _crystal(file: str):
         raise CrystalError(file, error.cause, error.remedy) from None
 
 
-def _framework(file: str):
-    from x3mat.crystal import cif_charges
-    from x3mat.gcmc import Framework
-
-    crystal = _crystal(file)
-    stated = cif_charges(file) if file.lower().endswith(".cif") else None
-    return Framework(
-        crystal.lattice, crystal.species, crystal.frac_coords, stated, crystal.name or file
-    )
-
-
-def _mixture(text: str) -> dict[str, float]:
-    """Gases and mole fractions from "CO2:0.15,N2:0.85"."""
-    try:
-        parts = [part.split(":") for part in text.split(",")]
-        return {gas.strip(): float(share) for gas, share in parts}
-    except ValueError:
-        raise DataError(
-            text, "it is no mixture", "Write gases and mole fractions as CO2:0.15,N2:0.85."
-        ) from None
-
-
 def _load(model: str):
     with _typed_errors():
         from x3mat.predict import load_model
@@ -403,9 +300,8 @@ def _load(model: str):
 
 
 def _each(
-    files: list[str], one: Callable[[str], dict], text: Callable[[dict], str], as_json: bool,
-    always_list: bool = False,
-) -> None:  # fmt: skip
+    files: list[str], one: Callable[[str], dict], text: Callable[[dict], str], as_json: bool
+) -> None:
     """Apply `one` to each file; a bad file is reported and does not stop the others."""
     items, failed = files, False
     if len(files) > 1 and sys.stderr.isatty():
@@ -426,7 +322,7 @@ def _each(
                 typer.echo(text(result))
         out.append(result)
     if as_json:
-        _print(out if always_list or len(files) > 1 else out[0], True, str)
+        _print(out if len(files) > 1 else out[0], True, str)
     if failed:
         raise typer.Exit(1)
 

@@ -437,41 +437,6 @@ def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.nda
     CrystalError
         `source` is what its message calls the file.
     """
-    return _cif_atoms(text, source)[:3]
-
-
-def cif_charges(path: str | Path) -> np.ndarray | None:
-    """Atomic charges that a CIF states under ``_atom_site_charge``.
-
-    Returns
-    -------
-    (N,) array or None
-        e, in the order of the atoms that :func:`read_crystal` gives; None if none are stated.
-
-    Raises
-    ------
-    CrystalError
-        The file is missing or no valid CIF, or charges are stated for some of the atoms only.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise CrystalError(path, f"it cannot be read ({error.strerror})", "Check it.") from None
-    *_, listed, block = _cif_atoms(text, path)
-    column = block.find_values("_atom_site_charge")
-    if not column:
-        return None
-    charges = np.array([gemmi.cif.as_number(value) for value in column])
-    if len(charges) <= listed.max() or not np.isfinite(charges).all():
-        raise CrystalError(
-            path, "some atoms have no usable charge", "Complete _atom_site_charge for every atom."
-        )
-    return charges[listed]
-
-
-def _cif_atoms(text: str, source: object) -> tuple:
-    """As :func:`parse_cif`, then which listed site each atom comes from, and the data block."""
     try:
         try:
             document = gemmi.cif.read_string(text)
@@ -496,18 +461,16 @@ def _cif_atoms(text: str, source: object) -> tuple:
     lattice = _lattice_of(cell, source)
     listed = np.array([s.fract.tolist() for s in small.sites])
     numbers = np.array([s.element.atomic_number for s in small.sites])
-    site = np.arange(len(listed))
     if not np.isfinite(listed).all():
-        return lattice, numbers, listed, site, block
+        return lattice, numbers, listed
     rotations, translations = _cif_operations(small, source)
     if len(rotations) > 1:
         images = [_site_images(x, rotations, translations, lattice) for x in listed]
         listed = np.concatenate(images)
-        site = np.repeat(site, [len(x) for x in images])
-        numbers = numbers[site]
+        numbers = np.repeat(numbers, [len(x) for x in images])
     formula = gemmi.cif.as_string(block.find_value("_chemical_formula_sum") or "?")
     _check_formula(formula, numbers, text, source)
-    return lattice, numbers, listed, site, block
+    return lattice, numbers, listed
 
 
 def _check_formula(formula: str, numbers: np.ndarray, text: str, source: object) -> None:

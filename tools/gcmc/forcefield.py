@@ -16,6 +16,7 @@ import numpy as np
 from x3mat import paths
 from x3mat.errors import DataError
 
+COULOMB = 167_100.947  # e^2 / (4 pi epsilon_0 k_B) in K Å; CODATA 2018
 #: Element symbols by atomic number - 1.
 SYMBOLS = (
     "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S",

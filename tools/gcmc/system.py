@@ -2,7 +2,7 @@
 
 From a framework's unit cell come the simulated cell, the Ewald terms, and for each kind of guest
 site an energy grid over the unit cell; the tables of many frameworks and state points together are
-what `gcmc_kernel` reads.
+what `kernel` reads.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from scipy import fft
 from scipy.spatial import cKDTree
 from scipy.special import erf
 
+from gcmc.forcefield import COULOMB, SYMBOLS, framework_parameters, fugacity_coefficients, guest
 from x3mat.errors import DataError
-from x3mat.forcefield import SYMBOLS, framework_parameters, fugacity_coefficients, guest
 
 if TYPE_CHECKING:
-    from x3mat.gcmc_kernel import Chains, Tables
+    from gcmc.framework import Framework
+    from gcmc.kernel import Chains, Tables
 
 K_B = 1.380649e-23  # J/K
 HOST_CUTOFF = 9.0  # Å; real-space Ewald cutoff of the framework's potential
@@ -65,8 +66,6 @@ class GCMCSettings:
     moves : tuple of 5 float
         Relative frequencies of translation, rotation, reinsertion, swap (insertion or deletion)
         and change of species; those that cannot apply are left out.
-    start : {"empty", "full"}
-        "full" raises the pressure ten-thousandfold during the first half of the equilibration.
     density : bool
         Whether densities of the centres are collected.
     seed : int
@@ -86,7 +85,6 @@ class GCMCSettings:
     cycles: int = 1000
     replicas: int = 4
     moves: tuple[float, float, float, float, float] = (0.2, 0.15, 0.1, 0.45, 0.1)
-    start: Literal["empty", "full"] = "empty"
     density: bool = False
     seed: int = 1
 
@@ -103,34 +101,10 @@ class GCMCSettings:
             ("spacing", self.spacing == 0 or 0.05 <= self.spacing <= 0.6),
             ("cycles", self.equilibration >= 1 and self.cycles >= 10 and self.replicas >= 1),
             ("moves", len(self.moves) == 5 and min(self.moves) >= 0 and self.moves[3] > 0),
-            ("start", self.start in ("empty", "full")),
         ]
         for name, good in sensible:
             if not good:
                 raise DataError("settings", f"{name} cannot be used", f"Correct {name} in {self}.")
-
-
-@dataclass(frozen=True, eq=False)
-class Framework:
-    """What a simulation needs of a crystal; a `Crystal` does as well, if no charges are needed.
-
-    Attributes
-    ----------
-    lattice : (3, 3) array
-        Rows a, b, c in Å.
-    species : (N,) array
-        Atomic numbers.
-    frac_coords : (N, 3) array
-    charges : (N,) array or None
-        e.
-    name : str
-    """
-
-    lattice: np.ndarray
-    species: np.ndarray
-    frac_coords: np.ndarray
-    charges: np.ndarray | None = None
-    name: str = ""
 
 
 # ------------------------------------------------------------------------------ one framework
@@ -240,6 +214,11 @@ def _waves(lattice: np.ndarray, alpha: float) -> tuple[list[np.ndarray], np.ndar
     return h, factor
 
 
+def _least(h: list[np.ndarray]) -> np.ndarray:
+    """Least numbers of grid nodes that hold the waves h of `_waves`."""
+    return 2 * np.array([x.max() for x in h]) + 2
+
+
 def _on_grid(h: list[np.ndarray], spectrum: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Real function on a grid from its Fourier coefficients at the indices h (l ≥ 0)."""
     full = np.zeros((shape[0], shape[1], shape[2] // 2 + 1), complex)
@@ -257,7 +236,7 @@ def _spline_coefficients(values: np.ndarray) -> np.ndarray:
     return np.pad(spline, [(1, 2)] * 3, mode="wrap")
 
 
-def _nodes(lengths: np.ndarray, spacing: float, least: int) -> np.ndarray:
+def _nodes(lengths: np.ndarray, spacing: float, least: np.ndarray) -> np.ndarray:
     """Numbers of grid nodes along axes of these lengths, good for fast Fourier transforms."""
     wanted = np.maximum(np.ceil(lengths / spacing - 1e-9), least).astype(int)
     return np.array([fft.next_fast_len(int(n), real=True) for n in wanted])
@@ -272,8 +251,6 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
         Coordinates or charges that are not finite or do not fit; an element without parameters; no
         charges where they are wanted; a framework that is not neutral; a cell that is too small.
     """
-    from x3mat.gcmc_kernel import COULOMB
-
     name = framework.name or "framework"
     lattice = np.array(framework.lattice, dtype=float)
     frac = np.array(framework.frac_coords, dtype=float) % 1.0
@@ -327,12 +304,12 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
     index = np.array([names.index(s) for s in symbols])
     lengths = np.linalg.norm(lattice, axis=1)
     shape, waves, pair = np.zeros(3, np.int64), np.zeros((0, 5)), np.zeros((0, 0, 0), np.float32)
+    least = np.full(3, 4)
     coulomb_cutoff = float((replicas * widths).min() / 2)
     alpha = _ewald_alpha(coulomb_cutoff)
     volume = abs(np.linalg.det(cell))
     constant = np.zeros(len(settings.gases))
     tail = np.zeros((len(constant), len(constant)))
-    least = 4
     if charged:
         h, factor = _waves(lattice, HOST_ALPHA)
         phase = [np.exp(2j * np.pi * np.outer(frac[:, i], h[i])) for i in range(3)]
@@ -346,10 +323,9 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
             2 * np.pi * np.stack(np.meshgrid(*h, indexing="ij"), -1)[kept],
             both[kept].real, -both[kept].imag,
         ])  # fmt: skip
-        least = 2 * np.array([len(h[0]) // 2, len(h[1]) // 2, len(h[2])]) + 2
+        least = _least(h)
         h, factor = _waves(cell, alpha)
-        nodes = _nodes(np.linalg.norm(cell, axis=1), PAIR_SPACING / alpha,
-                       2 * np.array([len(h[0]) // 2, len(h[1]) // 2, len(h[2])]) + 2)
+        nodes = _nodes(np.linalg.norm(cell, axis=1), PAIR_SPACING / alpha, _least(h))
         potential = COULOMB * _on_grid(h, factor, nodes)
         pair = _spline_coefficients(potential)
         for k, n in enumerate(guests.n_sites):
@@ -394,7 +370,7 @@ def make_tables(
     direct: bool,
 ) -> Tables:
     """Tables of several systems and state points (index of the system, settings)."""
-    from x3mat.gcmc_kernel import Tables
+    from gcmc.kernel import Tables
 
     def joined(arrays: Iterable[np.ndarray], dtype: type, *rest: int) -> np.ndarray:
         parts = list(arrays)  # CUDA has no empty arrays: at least one row
@@ -459,10 +435,9 @@ def empty_chains(
     density: Sequence[int] = (),
 ) -> Chains:  # fmt: skip
     """Empty chains; `density` gives the number of histogram cells of each chain."""
-    from x3mat.gcmc_kernel import Chains
+    from gcmc.kernel import Chains
 
     n = len(state)
-    size = np.tile([1.0, 1.0], (n, 1))
     molecule = np.zeros((n, slots + 1, 15))
     molecule[..., 5] = 1.0
     start = np.concatenate([[0], np.cumsum(density)])[:-1] if len(density) else np.full(n, -1)
@@ -470,7 +445,7 @@ def empty_chains(
         state=np.array(state, np.int64), key=np.array(keys, np.uint64),
         step=np.zeros(n, np.int64), length=np.full(n, 20, np.int64), n=np.zeros(n, np.int64),
         count=np.zeros((n, species), np.int64), energy=np.zeros(n),
-        kind=np.zeros((n, slots + 1), np.int64), molecule=molecule, size=size,
+        kind=np.zeros((n, slots + 1), np.int64), molecule=molecule, size=np.ones((n, 2)),
         tried=np.zeros((n, 5), np.int64), accepted=np.zeros((n, 5), np.int64),
         counts=np.zeros((n, rows, species), np.int64), energies=np.zeros((n, rows)),
         weights=np.zeros((n, rows, species)), inserts=np.zeros((n, rows, species), np.int64),
@@ -486,7 +461,7 @@ def key_of(*parts: object) -> int:
 
 def make_grids(system: System, guests: Guests, settings: GCMCSettings, device: str) -> None:
     """Fill in the framework's energy grids."""
-    from x3mat import gcmc_kernel as kernel
+    from gcmc import kernel
 
     lattice, shape = system.cell / system.replicas[:, None], system.shape
     n_atoms = len(system.atoms) // int(np.prod(system.replicas))
@@ -533,7 +508,7 @@ def insertion_cdfs(
     the mean Boltzmann factor B of a voxel, blurred over its neighbours; one per cent is uniform.
     They need not be exact: acceptance and weights account for them.
     """
-    from x3mat import gcmc_kernel as kernel
+    from gcmc import kernel
 
     tables = make_tables(systems, guests, states, direct=not states[0][1].spacing)
     on_device = kernel.to_device(tables, device)

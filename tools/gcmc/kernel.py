@@ -13,17 +13,23 @@ cell. Indices: c chain, p state point, s system (framework), k species, t guest 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import types
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numba import config, cuda, njit
+from numba import config, njit
+
+from gcmc.forcefield import COULOMB
+from x3mat.errors import DataError
+
+if TYPE_CHECKING:
+    from numba import cuda  # at run time `_cuda_kernel` puts it in, as some versions do not import
 
 SIMULATED = bool(config.ENABLE_CUDASIM)  # numba's CUDA simulator interprets plain Python
-COULOMB = 167_100.947  # e^2 / (4 pi epsilon_0 k_B) in K Å; CODATA 2018
 CLOSEST = 0.7  # Å; nearer to an atom, the Lennard-Jones energy is that at this distance
 CORE = 1.3  # Å; so near to an atom a molecule overlaps, and 1/r is continued smoothly
 OVERLAP = 150.0  # in k_B T; a molecule that has so much energy from some of the rest overlaps
@@ -685,8 +691,9 @@ def launch(device, function, count, *arguments):
     must lie on the device.
     """
     if device == "cuda":
-        _cuda_kernel(function)[-(-count // THREADS), THREADS](*arguments)
-        cuda.synchronize()
+        with _fitting():
+            _cuda_kernel(function)[-(-count // THREADS), THREADS](*arguments)
+        cuda_target().synchronize()
         return
     workers = config.NUMBA_NUM_THREADS
     stride = min(count, 8 * workers)  # a thread that ends early takes a further share
@@ -694,9 +701,31 @@ def launch(device, function, count, *arguments):
         list(pool.map(lambda i: function(i, stride, *arguments), range(stride)))
 
 
+@contextlib.contextmanager
+def _fitting():
+    """Name the remedy where numba-cuda asks NumPy for functions that are gone."""
+    try:
+        yield
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, AttributeError) and "numpy" not in str(error):
+            raise
+        raise DataError(
+            "numba-cuda", f"it cannot be used with NumPy {np.__version__} ({error})",
+            "Type: pip install 'numpy<2.5', for its np.row_stack; or choose the device cpu.",
+        ) from None  # fmt: skip
+
+
+def cuda_target():
+    """The module numba.cuda; raises `DataError` where it cannot be imported."""
+    with _fitting():
+        from numba import cuda
+    return cuda
+
+
 @functools.cache
 def _cuda_kernel(function):
-    space = dict(globals())
+    cuda = cuda_target()
+    space = {**globals(), "cuda": cuda}
     for name in () if SIMULATED else _SCALARS:
         plain = types.FunctionType(space[name].py_func.__code__, space, name)
         space[name] = cuda.jit(device=True)(plain)
@@ -710,7 +739,7 @@ def to_device(value, device):
         return value
     if isinstance(value, tuple):
         return type(value)(*(to_device(a, device) for a in value))
-    return cuda.to_device(value) if isinstance(value, np.ndarray) else value
+    return cuda_target().to_device(value) if isinstance(value, np.ndarray) else value
 
 
 def framework_values(device, tables, lattice, shape, block, starts, lists, images, values):
