@@ -746,6 +746,7 @@ def summarize(application: Application) -> dict:
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
         "labels_revised_since_training": sorted(set(rows.name[changed])),
         "n_test": len(label), "folds": len(application.folds()), "seeds": seeds,
+        "n_seeds": len(seeds),
         "config": used[0]["config"], "training_hardware": used[0]["provenance"]["hardware"],
         "training_wall_s": sum(r["provenance"]["wall_s"] for r in used),
     }
