@@ -1,0 +1,14 @@
+"""Grand-canonical Monte Carlo of rigid molecules in rigid frameworks, on cores and CUDA.
+
+In the order in which data flows: `framework` (crystals and their charges), `forcefield`,
+`system` (cells, Ewald terms, energy grids), `kernel` (the chains, compiled by numba), `engine`
+(runs and averages). ``tools/gcmc_run.py`` is the command, ``tools/gcmc_checks.py`` compares with
+other programs. The package needs numba (``pip install x3mat[labels]``), for NVIDIA cards also
+numba-cuda.
+"""
+
+from gcmc.engine import GCMCResult, Loading, gcmc
+from gcmc.framework import Framework
+from gcmc.system import GCMCSettings
+
+__all__ = ["Framework", "GCMCSettings", "GCMCResult", "Loading", "gcmc"]

@@ -1,0 +1,306 @@
+"""Checks of tools/gcmc against what other programs computed.
+
+checks:
+  zeolite-n2   N2 in IZA frameworks, 298 K, 1 bar, against the labels made with RASPA3
+  co2-n2       CO2/N2 15:85 in 20 MOFs, 298 K, 1 bar, against published uptakes (gRASPA)
+  argon        Ar in IZA frameworks, 87 K, 1 atm, against published uptakes (RASPA2)
+  mof-n2       N2 in CoRE MOF 2019 crystals, 77 K, 1 bar: speed
+
+The result is data/results/gcmc/CHECK.json. Crystals and reference values can be packed into one
+file first, with which a check needs numpy, scipy, tqdm and numba only. Data that is not shipped is
+read from the folder that X3MAT_DATA names. The files zeolite-n2-all, zeolite-n2-cuda and co2-n2-all
+were written by this script at commit 9ce56f8, outside a checkout of it: they lack the equilibrated
+flags, and what their provenance calls git is another commit.
+
+examples:
+  python tools/gcmc_checks.py zeolite-n2
+  python tools/gcmc_checks.py zeolite-n2 --limit 0 --pack zeolites.npz
+  python tools/gcmc_checks.py zeolite-n2 --packed zeolites.npz --limit 0 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import sys
+import time
+import types
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+if importlib.util.find_spec("gemmi") is None:  # packed crystals need none of the readers
+    package = types.ModuleType("x3mat")
+    package.__path__ = [str(Path(__file__).resolve().parents[1] / "x3mat")]
+    sys.modules["x3mat"] = package
+
+from gcmc import Framework, GCMCResult, GCMCSettings, gcmc
+from gcmc.framework import read_framework
+
+from x3mat import paths, results
+from x3mat.errors import X3MatError
+
+NAMED = ["LTA", "ASV", "MFI", "CHA", "FAU", "MOR", "FER", "TON", "BEA", "RHO", "KFI", "MWW"]
+SETTINGS = {
+    "zeolite-n2": GCMCSettings(
+        force_field="trappe-n2-zeolite", charges="forcefield", equilibration=200, cycles=1500
+    ),
+    "co2-n2": GCMCSettings(
+        gases=("CO2", "N2"), fractions=(0.15, 0.85), charges="cif", equilibration=500, cycles=1500
+    ),
+    "argon": GCMCSettings(
+        gases=("Ar",), temperature=87.0, pressure=101_325.0, equilibration=4000, cycles=2000,
+        replicas=2,
+    ),
+    "mof-n2": GCMCSettings(temperature=77.0, equilibration=1000, cycles=1000, replicas=2),
+}  # fmt: skip
+PACKED = ("name", "ptr", "lattice", "species", "frac", "charges", "reference", "error", "wall_s")
+
+
+def load(check: str, limit: int, names: list[str] | None) -> dict[str, np.ndarray]:
+    """Crystals and reference values (mol/kg, by gas) of a check, as flat arrays."""
+    rows = {"zeolite-n2": _zeolites, "co2-n2": _co2_n2, "argon": _argon, "mof-n2": _mofs}[check](
+        limit, names)
+    frameworks = [row[0] for row in rows]
+    nan = [f.charges if f.charges is not None else np.full(len(f.species), np.nan)
+           for f in frameworks]  # fmt: skip
+    return {
+        "name": np.array([f.name for f in frameworks]),
+        "ptr": np.cumsum([0, *(len(f.species) for f in frameworks)]),
+        "lattice": np.array([f.lattice for f in frameworks]),
+        "species": np.concatenate([f.species for f in frameworks]).astype(np.uint8),
+        "frac": np.concatenate([f.frac_coords for f in frameworks]),
+        "charges": np.concatenate(nan),
+        "reference": np.array([row[1] for row in rows], float),
+        "error": np.array([row[2] for row in rows], float),
+        "wall_s": np.array([row[3] for row in rows], float),
+    }
+
+
+def _zeolites(limit: int, names: list[str] | None) -> list[tuple]:
+    from x3mat import databases
+
+    with (paths.data() / "zeolite-n2" / "labels.csv").open(encoding="utf-8") as file:
+        table = {row["code"]: row for row in csv.DictReader(file)}
+    order = names or [*NAMED, *sorted(set(table) - set(NAMED))]
+    rows = []
+    for code in order[: limit or None]:
+        row, crystal = table[code], databases.iza(code)
+        ratio = float(row["mol_per_kg"]) / float(row["n2_g_L"]) if float(row["n2_g_L"]) else 0.0
+        framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords, None, code)
+        rows.append((framework, [float(row["mol_per_kg"])], [float(row["error_g_L"]) * ratio],
+                     float(row["wall_s"])))  # fmt: skip
+    return rows
+
+
+def _co2_n2(limit: int, names: list[str] | None) -> list[tuple]:
+    folder, rows = paths.external() / "co2_n2_reference", []
+    with (folder / "loadings.csv").open(encoding="utf-8") as file:
+        table = [row for row in csv.DictReader(file) if not names or row["structure"] in names]
+    for row in table[: limit or None]:
+        framework = read_framework(folder / "cif" / f"{row['structure']}.cif")
+        value, error = (
+            [float(row[f"loading_mol_kg_{gas}_{kind}"]) for gas in ("co2", "n2")]
+            for kind in ("avg", "err")
+        )
+        rows.append((framework, value, error, np.nan))
+    return rows
+
+
+def _argon(limit: int, names: list[str] | None) -> list[tuple]:
+    with np.load(paths.external() / "iza_ar87.npz") as file:
+        data = dict(file)
+    codes = data["id"].tolist()
+    order = names or [*NAMED, *sorted(set(codes) - set(NAMED))]
+    rows = []
+    for i in [codes.index(code) for code in order[: limit or None]]:
+        part = slice(data["ptr"][i], data["ptr"][i + 1])
+        framework = Framework(
+            data["lattice"][i].astype(float), data["Z"][part].astype(int),
+            data["frac"][part].astype(float) % 1.0, None, codes[i],
+        )  # fmt: skip
+        rows.append((framework, [data["ar_molkg"][i]], [data["ar_molkg_err"][i]], np.nan))
+    return rows
+
+
+def _mofs(limit: int, names: list[str] | None) -> list[tuple]:
+    """CoRE MOF 2019 ASR: not DISORDER, largest cavity above 3.7 Å; a random order, seed 0."""
+    from x3mat import databases
+
+    table = databases.core_mof_table("ASR")
+    usable = sorted(
+        name for name, row in table.items()
+        if row["DISORDER"] != "DISORDER" and float(row["LCD"]) > 3.7
+    )  # fmt: skip
+    order = names or np.random.default_rng(0).permutation(usable).tolist()
+    rows = []
+    for name in order:
+        if limit and len(rows) == limit:
+            break
+        try:
+            crystal = databases.core_mof(name)
+        except X3MatError:
+            continue
+        if crystal.n_atoms <= 500:
+            framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords, None, name)
+            rows.append((framework, [np.nan], [np.nan], np.nan))
+    return rows
+
+
+def frameworks_of(pack: dict[str, np.ndarray], limit: int) -> list[Framework]:
+    """The first `limit` frameworks of a pack, 0 for all."""
+    out = []
+    for i, name in enumerate(pack["name"][: limit or None].tolist()):
+        part = slice(pack["ptr"][i], pack["ptr"][i + 1])
+        charges = pack["charges"][part]
+        out.append(Framework(
+            pack["lattice"][i], pack["species"][part].astype(int), pack["frac"][part],
+            None if np.isnan(charges).any() else charges, name,
+        ))  # fmt: skip
+    return out
+
+
+def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -> dict:
+    """Rows and a summary of how results compare with the reference."""
+    rows, failed = [], {}
+    deviation: dict[str, list[tuple[float, float, float, bool]]] = {}
+    for i, result in enumerate(found):
+        name = str(pack["name"][i])
+        if isinstance(result, X3MatError):
+            failed[name] = str(result)
+            continue
+        row = {
+            "name": name, **result.as_dict(), "moves": result.moves, "n_cells": result.n_cells,
+            "discarded_cycles": result.discarded, "acceptance": result.acceptance,
+            "equilibrated": result.is_equilibrated,
+        }  # fmt: skip
+        for gas, x in result.loadings.items():
+            row["loadings"][gas].update(
+                heat_kJ_per_mol=x.heat_kJ_per_mol, error_heat=x.error_heat_kJ_per_mol)
+        for gas, value, error in zip(
+            result.loadings, pack["reference"][i], pack["error"][i], strict=True
+        ):
+            x = result.loadings[gas]
+            difference = x.mol_per_kg - value
+            z = difference / np.hypot(x.error_mol_per_kg, error)
+            relative = difference / value if value else np.nan
+            row["loadings"][gas].update(
+                reference_mol_per_kg=value, reference_error=error, relative_deviation=relative, z=z)
+            if np.isfinite(value):
+                deviation.setdefault(gas, []).append((
+                    relative, z, x.error_mol_per_kg / max(x.mol_per_kg, 1e-12),
+                    result.is_equilibrated,
+                ))  # fmt: skip
+        wall = pack["wall_s"][i]
+        if np.isfinite(wall):
+            gas = next(iter(result.loadings))
+            row["reference_wall_s"] = wall
+            row["speedup_to_equal_error"] = float(
+                pack["error"][i][0] ** 2 * wall
+                / (result.loadings[gas].error_mol_per_kg ** 2 * result.seconds))
+        rows.append(row)
+    summary = {}
+    for gas, values in deviation.items():
+        every = np.array(values, float)
+        summary[gas] = {
+            "all": statistics(every), "equilibrated": statistics(every[every[:, 3] > 0])
+        }
+    speed = [row["speedup_to_equal_error"] for row in rows if "speedup_to_equal_error" in row]
+    return {
+        "summary": summary, "rows": rows, "failed": failed,
+        "median_speedup_to_equal_error": np.median(speed) if speed else None,
+    }  # fmt: skip
+
+
+def statistics(values: np.ndarray) -> dict[str, float]:
+    """Of rows relative deviation, deviation in standard errors, relative error."""
+    if len(values) == 0:
+        return {"n": 0}
+    relative, z, error = values.T[:3]
+    return {
+        "n": len(z),
+        "median_abs_deviation": np.nanmedian(np.abs(relative)),
+        "median_deviation": np.nanmedian(relative),
+        "mean_deviation": np.nanmean(relative),
+        "max_abs_deviation": np.nanmax(np.abs(relative)),
+        "median_relative_error": np.median(error),
+        "n_within_2_sigma": int((np.abs(z) <= 2).sum()),
+        "rms_z": float(np.sqrt(np.mean(z**2))),
+    }
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("check", choices=list(SETTINGS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--limit", type=int, default=12, help="number of crystals, 0: all")
+    parser.add_argument("--names", nargs="+", help="these crystals only")
+    parser.add_argument("--cycles", type=int, help="sampled cycles")
+    parser.add_argument("--equilibration", type=int, help="cycles before sampling")
+    parser.add_argument("--replicas", type=int, help="chains per crystal")
+    parser.add_argument("--spacing", type=float, help="Å, of the energy grids")
+    parser.add_argument("--seed", type=int, help="of the random numbers")
+    parser.add_argument("--pack", type=Path, help="only write crystals and reference to this file")
+    parser.add_argument("--packed", type=Path, help="read them from such a file")
+    parser.add_argument("--checkpoint", type=Path, help="folder for resumable states")
+    parser.add_argument("--name", help="of the result; default that of the check")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    try:
+        if args.packed:
+            with np.load(args.packed) as file:
+                pack = {key: file[key] for key in PACKED}
+        else:
+            pack = load(args.check, args.limit, args.names)
+        if args.pack:
+            np.savez_compressed(args.pack, **pack)
+            print(f"{args.pack}: {len(pack['name'])} crystals")
+            return 0
+        changes = {k: getattr(args, k) for k in (
+            "cycles", "equilibration", "replicas", "spacing", "seed")}  # fmt: skip
+        settings = replace(
+            SETTINGS[args.check], **{k: v for k, v in changes.items() if v is not None})
+        frameworks = frameworks_of(pack, args.limit)
+        begun = time.perf_counter()
+        found = gcmc(frameworks, settings, device=args.device, progress=True,
+                     checkpoint=args.checkpoint)  # fmt: skip
+        seconds = time.perf_counter() - begun
+    except X3MatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    payload = compare(pack, found)
+    moves = sum(r.moves for r in found if isinstance(r, GCMCResult))
+    payload = {
+        "check": args.check, "settings": asdict(settings), "device": device_name(args.device),
+        "seconds": seconds, "moves": moves, "moves_per_second": moves / seconds, **payload,
+    }  # fmt: skip
+    path = results.write(
+        f"gcmc/{args.name or args.check}.json", payload, seed=settings.seed,
+        command=" ".join(["python", "tools/gcmc_checks.py", *sys.argv[1:]]),
+        wall_s=time.perf_counter() - start,
+    )  # fmt: skip
+    print(f"{path.name}: {len(payload['rows'])} crystals, {len(payload['failed'])} refused,"
+          f" {seconds:.1f} s, {moves / seconds:.3g} moves/s")  # fmt: skip
+    for gas, parts in results.plain(payload["summary"]).items():
+        for part, values in parts.items():
+            print(gas, part, {k: round(v, 4) for k, v in values.items() if v is not None})
+    return 0
+
+
+def device_name(device: str) -> str:
+    """The CUDA device's name, or "cpu"."""
+    if device == "cpu":
+        return "cpu"
+    from gcmc.kernel import cuda_target
+
+    name = cuda_target().get_current_device().name
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Simulate how much gas crystals take up: grand-canonical Monte Carlo in rigid frameworks.
+
+Lennard-Jones and Ewald, chains of all crystals at once on processor cores or a CUDA device. A file
+that cannot be used is reported and does not stop the others. Needs numba: pip install x3mat[labels]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from gcmc import Framework, GCMCResult, GCMCSettings, gcmc
+from gcmc.framework import read_framework
+
+from x3mat import results
+from x3mat.errors import DataError, X3MatError
+
+EXAMPLES = """examples:
+  python tools/gcmc_run.py my.cif --gas N2 --temperature 77 --pressure 1e5
+  python tools/gcmc_run.py *.cif --mixture CO2:0.15,N2:0.85 --charges cif --json
+  python tools/gcmc_run.py iza:LTA --force-field trappe-n2-zeolite --charges forcefield
+"""
+
+
+def mixture_of(text: str) -> dict[str, float]:
+    """Gases and mole fractions of a mixture.
+
+    Examples
+    --------
+    >>> mixture_of("CO2:0.15, N2:0.85")
+    {'CO2': 0.15, 'N2': 0.85}
+    """
+    try:
+        parts = [part.split(":") for part in text.split(",")]
+        return {gas.strip(): float(share) for gas, share in parts}
+    except ValueError:
+        raise DataError(
+            text, "it is no mixture", "Write gases and mole fractions as CO2:0.15,N2:0.85."
+        ) from None
+
+
+def simulate(
+    files: list[str], settings: GCMCSettings, charges: str | None, device: str,
+    checkpoint: Path | None,
+) -> dict[str, GCMCResult | X3MatError]:  # fmt: skip
+    """A result or an error for each file; those with the same kind of charges run together.
+
+    `charges` is that of `GCMCSettings`; None stands for "cif" where a file states charges and
+    "none" elsewhere.
+    """
+    out: dict[str, GCMCResult | X3MatError] = {}
+    groups: dict[str, dict[str, Framework]] = {}
+    for file in dict.fromkeys(files):
+        try:
+            framework = read_framework(file)
+        except X3MatError as error:
+            out[file] = error
+            continue
+        kind = charges or ("none" if framework.charges is None else "cif")
+        groups.setdefault(kind, {})[file] = framework
+    for kind, members in groups.items():
+        found = gcmc(
+            list(members.values()), replace(settings, charges=kind), device=device,
+            checkpoint=checkpoint, progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        out.update(zip(members, found, strict=True))
+    return {file: out[file] for file in files}
+
+
+def as_text(file: str, result: GCMCResult) -> str:
+    """One line about a result."""
+    uptake = "; ".join(
+        f"{gas} {x.mol_per_kg:.4g} ± {x.error_mol_per_kg:.2g} mol/kg, {x.g_per_L:.4g} g/L"
+        for gas, x in result.loadings.items()
+    )
+    ratio = "" if result.selectivity is None else f"; selectivity {result.selectivity:.3g}"
+    return f"{file}: {uptake}{ratio}; {result.seconds:.1f} s on {result.device}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 1 if something failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE",
+        help="CIF, POSCAR or extxyz files, or IZA frameworks such as iza:LTA")  # fmt: skip
+    add("--gas", default="N2", help="N2, CO2, Ar or CH4 (default N2)")
+    add("--temperature", type=float, default=298.0, help="K (default 298)")
+    add("--pressure", type=float, default=1e5, help="Pa (default 1e5)")
+    add("--mixture", help="gases and mole fractions instead of one gas, as CO2:0.15,N2:0.85")
+    add("--charges", choices=["cif", "forcefield", "none"],
+        help="default cif where a file states charges, else none")  # fmt: skip
+    add("--force-field", default="uff",
+        help="of the framework: uff (default), or trappe-n2-zeolite for silica")  # fmt: skip
+    add("--cycles", type=int, default=1000, help="sampled cycles of each chain (default 1000)")
+    add("--equilibration", type=int, default=300, help="cycles before sampling (default 300)")
+    add("--replicas", type=int, default=4, help="chains of each crystal (default 4)")
+    add("--seed", type=int, default=1, help="of the random numbers (default 1)")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--checkpoint", type=Path, help="folder; the same command goes on from there after a kill")
+    add("--density", type=Path, help="folder for densities of the molecules' centres, .npz")
+    add("--json", action="store_true", help="print a JSON list")
+    args = parser.parse_args(arguments)
+    try:
+        shares = mixture_of(args.mixture) if args.mixture else {args.gas: 1.0}
+        settings = GCMCSettings(
+            gases=tuple(shares), fractions=tuple(shares.values()), temperature=args.temperature,
+            pressure=args.pressure, force_field=args.force_field, cycles=args.cycles,
+            equilibration=args.equilibration, replicas=args.replicas, seed=args.seed,
+            density=args.density is not None,
+        )  # fmt: skip
+        found = simulate(args.files, settings, args.charges, args.device, args.checkpoint)
+    except X3MatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    printed, failed = [], False
+    for file, result in found.items():
+        if isinstance(result, X3MatError):
+            failed = True
+            print(f"error: {result}", file=sys.stderr)
+            error = {"type": type(result).__name__, "cause": result.cause, "remedy": result.remedy}
+            printed.append({"file": file, "error": error})
+            continue
+        for warning in result.warnings:
+            print(f"warning: {file}: {warning}", file=sys.stderr)
+        if args.density is not None:
+            result.save_density(args.density)
+        printed.append({"file": file, **result.as_dict()})
+        if not args.json:
+            print(as_text(file, result))
+    if args.json:
+        print(json.dumps(results.plain(printed), indent=1, ensure_ascii=False))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
