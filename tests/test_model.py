@@ -239,6 +239,20 @@ def test_contributions_are_invariant_under_isometries(weights, isometry, dtype):
 
 
 @WEIGHTS
+@pytest.mark.parametrize("code", ["LTA", "SOD"])
+def test_windows_at_points_of_high_symmetry_are_invariant(weights, code, isometry, dtype):
+    """Where features l > 0 vanish by symmetry, no norm may make noise of what rounding leaves."""
+    net = load(weights, dtype)
+    windows = sample_windows(databases.iza(code))
+    positions = torch.tensor(windows.positions).to(dtype)
+    species, ptr = torch.tensor(windows.species), torch.tensor(windows.ptr)
+    with torch.no_grad():
+        before = net(positions, species, ptr)
+        after = net(positions @ isometry.to(dtype).T, species, ptr)
+    assert_close(after, before, dtype)
+
+
+@WEIGHTS
 def test_order_of_atoms_and_batching_do_not_matter(weights, dtype):
     net = load(weights, dtype)
     positions, species, ptr = windows_at_random(dtype=dtype)

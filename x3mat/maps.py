@@ -141,7 +141,7 @@ class SiteMap:
         values, std = self.values, self.std
         whole = w.expand(values)
         peak = (whole >= ndimage.maximum_filter(whole, size=3, mode="wrap") - 1e-9).reshape(-1)
-        orbits = np.unique(w.orbit[peak])
+        orbits = np.setdiff1d(w.orbit[peak], w.orbit[~peak])  # peaks at all of their points
         order = orbits[np.argsort(-values[orbits], kind="stable")][:N_SITES]
         inside = interior(w)
         out = []

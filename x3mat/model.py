@@ -282,13 +282,15 @@ class SphericalLayerNorm(nn.Module):
     """Equivariant layer norm: LayerNorm for l = 0, one common r.m.s. for all l > 0.
 
     x_lm ← γ_l x_lm / √(mean over l > 0 of mean over m, c of x² + ε). Source: EquiformerV2
-    (``layer_norm_sh``): each degree has the same weight in the mean.
+    (``layer_norm_sh``): each degree has the same weight in the mean. There ε = 1e-5. At a point of
+    high symmetry all x_lm with 0 < l ≤ l_max vanish, and rounding errors, enlarged by 1/√ε = 316
+    in each of several norms, would become as large as features: hence the larger ε.
     """
 
-    def __init__(self, l_max: int, channels: int, eps: float = 1e-5):
+    def __init__(self, l_max: int, channels: int, eps: float = 1e-2):
         super().__init__()
         self.l_max, self.eps = l_max, eps
-        self.scalars = nn.LayerNorm(channels, eps=eps)
+        self.scalars = nn.LayerNorm(channels)
         self.gamma = nn.Parameter(torch.ones(l_max, channels)) if l_max else None
         degree = torch.tensor([math.isqrt(k) for k in range(1, (l_max + 1) ** 2)], dtype=torch.long)
         self.register_buffer("degree", degree - 1, persistent=False)

@@ -563,8 +563,8 @@ def train_config(application: Application, changes: Sequence[str] = ()) -> Train
     """The application's hyper-parameters, with changes such as "epochs=10", "model.channels=8".
 
     >>> from x3mat.applications import application
-    >>> train_config(application("zeolite-n2"), ["epochs=3", "model.l_max=1"]).model.l_max
-    1
+    >>> train_config(application("zeolite-n2"), ["epochs=3", "model.l_max=4"]).model.l_max
+    4
     """
     config = asdict(TrainConfig())
     known = application.hyper_parameters
@@ -747,7 +747,8 @@ def summarize(application: Application) -> dict:
         "labels_revised_since_training": sorted(set(rows.name[changed])),
         "n_test": len(label), "folds": len(application.folds()), "seeds": seeds,
         "n_seeds": len(seeds),
-        "config": used[0]["config"], "training_hardware": used[0]["provenance"]["hardware"],
+        "config": used[0]["config"],
+        "training_hardware": sorted({r["provenance"]["hardware"] for r in used}),
         "training_wall_s": sum(r["provenance"]["wall_s"] for r in used),
     }
     return results.read_json(results.write(
