@@ -47,6 +47,15 @@ def test_notebook_is_fresh(source, library):
                                  re.M)  # fmt: skip
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_no_role_inside_a_formula(source):
+    """MathJax would print it as it stands, in the book as on Colab."""
+    prose = re.sub(r"^```\{code-cell\}.*?^```$", "", source.read_text(), flags=re.M | re.S)
+    formulas = [f for line in prose.split("\n") for f in re.findall(r"\$([^$]+)\$", line)]
+    assert formulas
+    assert not [f for f in formulas if "`" in f]
+
+
 def test_readme_lists_the_chapters():
     text = (ROOT / "README.md").read_text()
     assert exporter.readme(text) == text, "run: make notebooks"
