@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gcmc.forcefield import bond_charges
 from raspa_job import loading
 
 from x3mat import paths
@@ -317,7 +318,8 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
     lengths, angles, standard = _standard_box(cell @ crystal.lattice)
     symbols = [_SYMBOLS[int(z)] for z in crystal.species]
     names = list(framework)
-    charge = np.array([framework[s]["charge"] for s in symbols])[index]
+    charge = bond_charges(
+        crystal.lattice, crystal.frac_coords, symbols, settings.force_field)[index]
     guest_types = list(guest["types"])
     number = {"Si": 14, "O": 8}
     types = [{**framework[s], "name": s, "framework": True, "number": number[s]} for s in names] + [

@@ -12,11 +12,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from x3mat import paths
 from x3mat.errors import DataError
 
 COULOMB = 167_100.947  # e^2 / (4 pi epsilon_0 k_B) in K Å; CODATA 2018
+BOND = 2.0  # Å, longest bond of silicon and oxygen
 #: Element symbols by atomic number - 1.
 SYMBOLS = (
     "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S",
@@ -63,6 +65,37 @@ def framework_parameters(name: str) -> dict[str, dict[str, float]]:
         remedy = f"Choose from {', '.join(known)}."
         raise DataError(name, "it is no force field for frameworks", remedy)
     return known[name]
+
+
+def bond_charges(
+    lattice: np.ndarray, frac_coords: np.ndarray, symbols: Sequence[str], name: str
+) -> np.ndarray:
+    """(N,) charges of framework atoms, e, in proportion to their bonds.
+
+    An atom has the charge that the force field states for its full coordination, times bonds /
+    coordination; bonds are contacts below 2 Å between charges of opposite sign. So each Si-O bond
+    moves 0.375 e, silicon with its four oxygens has 1.5 e and bridging oxygen -0.75 e as in
+    TraPPE-zeo, and the open ends of an interrupted framework, whose hydrogen is not among the
+    atoms, leave it neutral: a terminal oxygen (in truth an O-H of one bond to silicon) has
+    -0.375 e.
+
+    Raises
+    ------
+    DataError
+        The force field has no charges.
+    """
+    parameters = framework_parameters(name)
+    if any("coordination" not in parameters[s] for s in symbols):
+        raise DataError(
+            name, "it has no charges",
+            'Choose charges "cif" or "none", or a force field with charges.',
+        )  # fmt: skip
+    full = np.array([parameters[s]["charge"] for s in symbols])
+    frac = np.asarray(frac_coords) % 1.0
+    images = (frac + np.array(list(np.ndindex(3, 3, 3)))[:, None] - 1).reshape(-1, 3) @ lattice
+    pairs = cKDTree(frac @ lattice).query_ball_tree(cKDTree(images), BOND)
+    bonds = [np.sum(full[np.array(p) % len(full)] * q < 0) for p, q in zip(pairs, full, strict=True)]
+    return full * np.array(bonds) / [parameters[s]["coordination"] for s in symbols]
 
 
 def fugacity_coefficients(

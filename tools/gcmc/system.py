@@ -18,7 +18,14 @@ from scipy import fft
 from scipy.spatial import cKDTree
 from scipy.special import erf
 
-from gcmc.forcefield import COULOMB, SYMBOLS, framework_parameters, fugacity_coefficients, guest
+from gcmc.forcefield import (
+    COULOMB,
+    SYMBOLS,
+    bond_charges,
+    framework_parameters,
+    fugacity_coefficients,
+    guest,
+)
 from x3mat.errors import DataError
 
 if TYPE_CHECKING:
@@ -277,12 +284,7 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
         if charge.shape != frac.shape[:1] or not np.isfinite(charge).all():
             raise DataError(name, "its charges do not fit its atoms", "Give one for each atom.")
     elif charged:
-        if any("charge" not in parameters[s] for s in symbols):
-            raise DataError(
-                name, f"{settings.force_field} has no charges",
-                'Choose charges "cif" or "none", or a force field with charges.',
-            )  # fmt: skip
-        charge = np.array([parameters[s]["charge"] for s in symbols])
+        charge = bond_charges(lattice, frac, symbols, settings.force_field)
     if charged and not abs(charge.mean()) <= MAX_NET_CHARGE:
         raise DataError(
             name, f"its net charge is {charge.sum():.3g} e", "Give charges of a neutral framework."
