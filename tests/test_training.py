@@ -47,8 +47,13 @@ def windows():
 
 
 def fit(windows, folder, config=SMALL):
-    return train(config, windows, TARGETS, windows[:2], TARGETS[:2], folder, device="cpu",
-                 progress=False, check_every=1)
+    cutoff = config.model.cutoff
+    return train(
+        config, CrystalWindows(windows, TARGETS, cutoff, config.windows_per_crystal, config.refine,
+                               config.seed),
+        CrystalWindows(windows[:2], TARGETS[:2], cutoff), folder, device="cpu", progress=False,
+        check_every=1,
+    )  # fmt: skip
 
 
 def same_weights(a, b):
@@ -202,7 +207,8 @@ def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch):
 @pytest.mark.parametrize("targets", [TARGETS[:3], TARGETS * np.nan, TARGETS[:, 0]])
 def test_bad_targets_are_refused(windows, tmp_path, targets):
     with pytest.raises(DataError, match="targets"):
-        train(SMALL, windows, targets, windows[:1], TARGETS[:1], tmp_path)
+        train(SMALL, CrystalWindows(windows, targets, 2.5),
+              CrystalWindows(windows[:1], TARGETS[:1], 2.5), tmp_path)
 
 
 def test_hyper_parameters_can_be_changed_by_name():

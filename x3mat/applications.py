@@ -38,9 +38,17 @@ class Application:
     name, property, unit, conditions : str
         As printed; ``name`` is also the folder of its data, results and models.
     columns : tuple of str
-        Columns of ``data/<name>/labels.csv`` with the targets, one for each output.
+        Columns of the table of labels with the targets, one for each output.
     crystal : callable
         The crystal of a name in the table's first column.
+    table : callable, optional
+        Gives the table of labels; default ``data/<name>/labels.csv``.
+    ranges : tuple of str
+        Descriptors whose range in the training set a model remembers, to warn outside of it.
+    drawn : bool
+        Thousands of crystals: windows are cut when they are needed, and there is one split, whose
+        first half of the rest is for validation and whose second half is the test set. Further
+        entries of its ``folds.json`` are other splits of the same crystals.
     hyper_parameters : dict
         What its training sets differently from :class:`x3mat.training.TrainConfig`; those of the
         model under "model".
@@ -53,6 +61,9 @@ class Application:
     columns: tuple[str, ...]
     crystal: Callable[[str], Crystal]
     hyper_parameters: dict
+    table: Callable[[], pd.DataFrame] | None = None
+    ranges: tuple[str, ...] = ("density", "void_fraction", "largest_cavity")
+    drawn: bool = False
 
     @property
     def folder(self) -> Path:
@@ -60,7 +71,7 @@ class Application:
 
     def labels(self) -> pd.DataFrame:
         """The table of labels, one row per crystal, indexed by name."""
-        return _table(self.folder / "labels.csv")
+        return self.table() if self.table else _table(self.folder / "labels.csv")
 
     def folds(self) -> list[Fold]:
         """The splits of ``data/<name>/folds.json``."""
@@ -83,7 +94,25 @@ ZEOLITE_N2 = Application(
     },
 )
 
-APPLICATIONS = {a.name: a for a in (ZEOLITE_N2,)}
+QMOF_GAP = Application(
+    name="qmof-gap",
+    property="band gap",
+    unit="eV",
+    conditions="PBE, relaxed structure of QMOF",
+    columns=("bandgap_pbe_eV",),
+    crystal=databases.qmof,
+    table=databases.qmof_table,
+    ranges=("density",),
+    drawn=True,
+    hyper_parameters={
+        "epochs": 30, "crystals_per_step": 32, "windows_per_crystal": 4,
+        "learning_rate": 2e-3, "weight_decay": 0.01, "ema": 0.999, "max_atoms": 30_000,
+        "model": {"l_max": 2, "m_max": 2, "layers": 2, "channels": 64, "cutoff": 3.5,
+                  "radius": 8.0},
+    },
+)
+
+APPLICATIONS = {a.name: a for a in (ZEOLITE_N2, QMOF_GAP)}
 
 
 def application(name: str) -> Application:

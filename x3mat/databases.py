@@ -1,9 +1,10 @@
-"""Crystals of public databases: the IZA zeolite frameworks and CoRE MOF 2019.
+"""Crystals of public databases: the IZA zeolite frameworks, CoRE MOF 2019 and QMOF.
 
-Both come from packages of the Python Package Index: zeose (MIT) with the frameworks of the
+The first two come from packages of the Python Package Index: zeose (MIT) with the frameworks of the
 IZA Structure Commission (C. Baerlocher, L. B. McCusker, Database of Zeolite Structures), and
 core-mof (data CC BY 4.0) with CoRE MOF 2019 (Y. G. Chung et al., J. Chem. Eng. Data 2019, 64,
-5985, doi:10.1021/acs.jced.9b00835).
+5985, doi:10.1021/acs.jced.9b00835). QMOF (CC BY 4.0; A. S. Rosen et al., Matter 2021, 4, 1578,
+doi:10.1016/j.matt.2021.02.015) is read from ``qmof.npz`` in the folder that X3MAT_DATA names.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib import metadata, util
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from x3mat import paths
 from x3mat.crystal import Crystal, crystal_from_arrays, parse_cif
 from x3mat.errors import CrystalError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Subset = Literal["ASR", "FSR"]
 SUBSETS = ("ASR", "FSR")
@@ -160,6 +164,47 @@ def core_mofs(subset: Subset = "ASR") -> Iterator[Crystal | CrystalError]:
             yield core_mof(name, subset)
         except CrystalError as error:
             yield error
+
+
+def qmof(name: str) -> Crystal:
+    """A relaxed crystal of QMOF, for example ``qmof-a2d95c3`` (MOF-5).
+
+    Raises
+    ------
+    DataError
+        The name is unknown, or the file is missing.
+    """
+    table = _qmof_arrays()
+    if name not in table["index"]:
+        raise _unknown(name, name, table["index"], "QMOF name")
+    i = table["index"][name]
+    part = slice(table["ptr"][i], table["ptr"][i + 1])
+    return crystal_from_arrays(
+        table["lattice"][i], table["Z"][part].astype(np.int64), table["frac"][part], name=name
+    )
+
+
+@cache
+def qmof_table() -> pd.DataFrame:
+    """PBE band gaps, eV, by QMOF name."""
+    import pandas as pd
+
+    table = _qmof_arrays()
+    return pd.DataFrame({"bandgap_pbe_eV": table["bandgap_pbe_eV"].astype(float)},
+                        index=pd.Index(table["id"], name="name"))
+
+
+@lru_cache(maxsize=1)
+def _qmof_arrays() -> dict:
+    path = paths.external() / "qmof.npz"
+    if not path.is_file():
+        raise DataError(path, "the file of QMOF crystals is missing",
+                        "Set X3MAT_DATA to the folder that holds qmof.npz.")
+    keys = ("id", "Z", "frac", "ptr", "lattice", "bandgap_pbe_eV")
+    with np.load(path) as file:
+        table = {key: file[key] for key in keys}
+    table["index"] = {name: i for i, name in enumerate(table["id"].tolist())}
+    return table
 
 
 @lru_cache(maxsize=1)

@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -38,10 +39,17 @@ from tqdm import tqdm
 
 from x3mat import paths, results
 from x3mat.applications import APPLICATIONS, Application
-from x3mat.descriptors import Descriptors, describe
+from x3mat.crystal import Crystal
+from x3mat.descriptors import describe
 from x3mat.errors import DataError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint, window_graph
-from x3mat.sampling import Windows, sample_windows
+from x3mat.sampling import Windows, cut_spheres, sample_windows
+
+#: Inverse powers of the root g of g⁴ = g + 1 (see :class:`DrawnWindows`).
+STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)
+EXAMPLES = 64  # batches of each of two epochs whose sizes are captured
+CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
+WORKERS = 12  # at most, for cutting windows
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
@@ -302,8 +310,56 @@ class CrystalWindows(Dataset):
         return Item(windows, self.pairs[i], index, counts / counts.sum(), self.targets[i])
 
 
+class DrawnWindows(Dataset):
+    """Windows of crystals with targets, cut anew for every item; for thousands of crystals.
+
+    The windows of a large database do not fit into memory. So an item has the windows around
+    ``windows_per_crystal`` points k of the cell: x_k = x_0 + k (1/g, 1/g², 1/g³) mod 1 with
+    g⁴ = g + 1, a sequence that covers the cell evenly (M. Roberts, "The unreasonable effectiveness
+    of quasirandom sequences", 2018), from a start x_0 that depends on (seed, epoch, crystal) alone.
+
+    Parameters
+    ----------
+    names : sequence of str
+    crystal : callable
+        The crystal of a name.
+    targets : (n, outputs) array
+    config : X3MatConfig
+        For radius, step and cutoff.
+    windows_per_crystal, seed, epoch : int
+    """
+
+    def __init__(
+        self, names: Sequence[str], crystal: Callable[[str], Crystal], targets: np.ndarray,
+        config: X3MatConfig, windows_per_crystal: int, seed: int = 0, epoch: int = 0,
+    ):  # fmt: skip
+        self.names, self.crystal, self.targets, self.config = names, crystal, targets, config
+        self.windows_per_crystal, self.seed, self.epoch = windows_per_crystal, seed, epoch
+
+    def at_epoch(self, epoch: int) -> DrawnWindows:
+        """The same crystals with the draws of another epoch."""
+        return DrawnWindows(self.names, self.crystal, self.targets, self.config,
+                            self.windows_per_crystal, self.seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Item:
+        k = np.arange(self.windows_per_crystal)
+        start = np.random.default_rng([self.seed, self.epoch, i]).random(3)
+        centers = (start + k[:, None] * STRIDE) % 1.0
+        ptr, positions, species = cut_spheres(
+            self.crystal(self.names[i]), centers, self.config.radius)
+        windows = Windows(
+            centers, np.ones(len(k), np.int64), ptr, positions, species, (len(k), 1, 1), k,
+            start, self.config.radius, self.config.step,
+        )  # fmt: skip
+        pairs = find_pairs.__wrapped__(windows, self.config.cutoff)  # never asked for again
+        return Item(windows, pairs, k, np.full(len(k), 1 / len(k)), self.targets[i])
+
+
 def collate(items: Sequence[Item]) -> Batch:
-    """Join the items of :class:`CrystalWindows`."""
+    """Join the items of :class:`CrystalWindows` or :class:`DrawnWindows`."""
     positions, species, src, dst, n_atoms, n_pairs = [], [], [], [], [], []
     for windows, pairs, index, _, _ in items:
         atoms, counts = _ragged(windows.ptr, index)
@@ -340,11 +396,13 @@ def _ragged(ptr: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 # ------------------------------------------------------------------------------- learning
 
+Crystals = CrystalWindows | DrawnWindows
+
 
 class Learner(L.LightningModule):
     """X(3)mat with loss, optimiser and data, for Lightning's Trainer."""
 
-    def __init__(self, config: TrainConfig, train: CrystalWindows, validation: CrystalWindows):
+    def __init__(self, config: TrainConfig, train: Crystals, validation: Crystals):
         super().__init__()
         self.config, self.train_set, self.validation_set = config, train, validation
         self.model = X3Mat(config.model)
@@ -359,11 +417,11 @@ class Learner(L.LightningModule):
 
     def _loader(self, epoch: int) -> DataLoader:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
-        return DataLoader(self.train_set.at_epoch(epoch), self.config.crystals_per_step,
-                          sampler=order.tolist(), collate_fn=collate)
+        return _loader(self.train_set.at_epoch(epoch), self.config.crystals_per_step,
+                       sampler=order.tolist())
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.validation_set, 4, collate_fn=collate)
+        return _loader(self.validation_set, max(4, self.config.crystals_per_step // 2))
 
     def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -371,7 +429,11 @@ class Learner(L.LightningModule):
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
             c = self.config
-            examples = (b.to(self.device) for epoch in range(2) for b in self._loader(epoch))
+            examples = (
+                b.to(self.device) for epoch in range(2)
+                for b in islice(self._loader(epoch), EXAMPLES)
+                if len(b.species) <= CAPTURED_ATOMS
+            )
             self._replayed = Replayed(self.model, c.crystals_per_step,
                                       c.crystals_per_step * c.windows_per_crystal, examples)
 
@@ -425,10 +487,52 @@ class Learner(L.LightningModule):
                 "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def set_constants(model: X3Mat, train: CrystalWindows) -> None:
-    """Measure mean degree, mean and spread of the target on the training set."""
+def _loader(data: Crystals, batch_size: int, sampler: Sequence[int] | None = None) -> DataLoader:
+    work = _processes(len(data)) if isinstance(data, DrawnWindows) else {}
+    return DataLoader(data, batch_size, sampler=sampler, collate_fn=collate, **work)
+
+
+def _processes(n: int) -> dict:
+    """A loader's options where making its n items is work for several processes."""
+    workers = min(WORKERS, (os.cpu_count() or 1) - 1) if n > 100 else 0
+    if not workers:
+        return {}
+    return {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 8,
+            "worker_init_fn": _one_thread}
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+class _Mapped(Dataset):
+    """A function of each name."""
+
+    def __init__(self, function: Callable[[str], Any], names: Sequence[str]):
+        self.function, self.names = function, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.function(self.names[i])
+
+
+def _for_each(function: Callable[[str], Any], names: Sequence[str]) -> DataLoader:
+    """function(name) of each name in order, by several processes where there are many."""
+    return DataLoader(_Mapped(function, names), None, collate_fn=_same, **_processes(len(names)))
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def set_constants(model: X3Mat, train: Crystals) -> None:
+    """Measure mean degree, and mean and spread of the target, on (at most 1,000 crystals of) the
+    training set."""
+    chosen = np.linspace(0, len(train) - 1, min(len(train), 1_000)).round().astype(int)
     with torch.no_grad():
-        batches = [collate([train[i]]) for i in range(len(train))]
+        batches = [collate([train[i]]) for i in chosen]
         degrees = torch.stack([model.mean_degree(b.graph(0, len(b.share))) for b in batches])
         targets = torch.tensor(train.targets, dtype=model.shift.dtype)
         model.degree.copy_(degrees.mean(0).clamp(min=1e-3))
@@ -447,10 +551,8 @@ class TrainResult:
 
 def train(
     config: TrainConfig,
-    train_windows: Sequence[Windows],
-    train_targets: np.ndarray,
-    val_windows: Sequence[Windows],
-    val_targets: np.ndarray,
+    train_set: Crystals,
+    validation_set: Crystals,
     folder: str | Path,
     *,
     device: str = "auto",
@@ -463,16 +565,14 @@ def train(
     Parameters
     ----------
     config : TrainConfig
-    train_windows, val_windows : sequence of Windows
-        Those for training with ``refine=config.refine``.
-    train_targets, val_targets : (n, outputs) array
-        In the property's unit.
+    train_set, validation_set : CrystalWindows or DrawnWindows
+        Crystals with targets in the property's unit; see :func:`crystals_of`.
     folder : path
         Gets ``last.ckpt`` after each epoch.
     device : {"auto", "cpu", "cuda", ...}
         Lightning's accelerator; ``devices`` is how many.
     check_every : int
-        Epochs between validations (on all windows, with averaged weights).
+        Epochs between validations (with averaged weights).
     progress : bool
         Show a progress bar.
 
@@ -481,9 +581,9 @@ def train(
     DataError
         If windows and targets differ in number, or a target is not finite.
     """
-    for windows, targets in ((train_windows, train_targets), (val_windows, val_targets)):
-        shape = (len(windows), config.model.outputs)
-        if np.shape(targets) != shape or not np.isfinite(targets).all() or not len(windows):
+    for data in (train_set, validation_set):
+        shape = (len(data), config.model.outputs)
+        if np.shape(data.targets) != shape or not np.isfinite(data.targets).all() or not len(data):
             raise DataError("training set", f"targets are not finite numbers of shape {shape}",
                             "give one row of finite targets for each crystal")
     folder = Path(folder)
@@ -491,12 +591,7 @@ def train(
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # of captured steps
         torch.manual_seed(config.seed)
-        learner = Learner(
-            config,
-            CrystalWindows(train_windows, train_targets, config.model.cutoff,
-                           config.windows_per_crystal, config.refine, config.seed),
-            CrystalWindows(val_windows, val_targets, config.model.cutoff),
-        )
+        learner = Learner(config, train_set, validation_set)
         average = EMAWeightAveraging(decay=config.ema)
         trainer = L.Trainer(
             accelerator=device,
@@ -531,7 +626,7 @@ def _tensor_float_32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def evaluate(model: X3Mat, windows: Sequence[Windows]) -> np.ndarray:
+def evaluate(model: X3Mat, windows: Iterable[Windows]) -> np.ndarray:
     """Predictions, (n, outputs), from all windows of each crystal."""
     return np.stack([mean_contribution(model, w) for w in windows])
 
@@ -540,6 +635,26 @@ def mean_contribution(model: X3Mat, windows: Windows) -> np.ndarray:
     """The crystal's property, (outputs,): the weighted mean of contributions, in float64."""
     y = model.contributions(windows).double().cpu().numpy()
     return windows.weights @ y / windows.weights.sum()
+
+
+def crystals_of(
+    application: Application, names: Sequence[str], config: TrainConfig, training: bool
+) -> Crystals:
+    """An application's crystals with targets, windows drawn as for training or all of them.
+
+    An application of thousands of crystals has its windows drawn for validation, too, always the
+    same 8 of each crystal.
+    """
+    targets = application.labels().loc[list(names), list(application.columns)].to_numpy(float)
+    if application.drawn:
+        number = config.windows_per_crystal if training else 8
+        return DrawnWindows(names, application.crystal, targets, config.model, number, config.seed)
+    refine = config.refine if training else 1
+    windows = application_windows(application, names, config.model, refine)
+    if training:
+        return CrystalWindows(windows, targets, config.model.cutoff, config.windows_per_crystal,
+                              refine, config.seed)
+    return CrystalWindows(windows, targets, config.model.cutoff)
 
 
 def application_windows(
@@ -554,6 +669,10 @@ def application_windows(
 def _windows(application_: str, name: str, radius: float, step: float, refine: int) -> Windows:
     crystal = APPLICATIONS[application_].crystal(name)
     return sample_windows(crystal, radius, step, refine=refine)
+
+
+def _all_windows(application: str, config: X3MatConfig, name: str) -> Windows:
+    return sample_windows(APPLICATIONS[application].crystal(name), config.radius, config.step)
 
 
 # --------------------------------------------------------------------------- applications
@@ -621,18 +740,22 @@ def train_fold(
     split, labels = application.folds()[fold], application.labels()
     cut = slice(limit)
     names = [split.train[cut], *(half[cut] for half in split.halves)]
-    targets = [labels.loc[list(part), list(application.columns)].to_numpy(float) for part in names]
-    windows = [application_windows(application, part, config.model, refine)
-               for part, refine in zip(names, (config.refine, 1, 1), strict=True)]
     tag = f"fold{fold}-seed{config.seed}"
-    result = train(config, windows[0], targets[0], windows[1], targets[1],
+    result = train(config, crystals_of(application, names[0], config, training=True),
+                   crystals_of(application, names[1], config, training=False),
                    Path(runs) / application.name / tag, device=device, devices=devices,
                    progress=progress)
+    rest = [*names[1], *names[2]]
+    if application.drawn:
+        windows = _for_each(partial(_all_windows, application.name, config.model), rest)
+    else:
+        windows = application_windows(application, rest, config.model)
+    found = evaluate(result.model, tqdm(windows, "all windows", disable=not progress))
+    labels = labels.loc[rest, list(application.columns)].to_numpy(float)
     predictions = [
-        {"name": name, "half": half, "label": y.tolist(), "predicted": p.tolist()}
-        for half in (0, 1)
-        for name, y, p in zip(names[half + 1], targets[half + 1],
-                              evaluate(result.model, windows[half + 1]), strict=True)
+        {"name": name, "half": int(i >= len(names[1])), "label": y.tolist(),
+         "predicted": p.tolist()}
+        for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))
     ]
     folder = models or paths.data() / "models" / application.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -641,7 +764,7 @@ def train_fold(
         "unit": application.unit, "conditions": application.conditions,
         "columns": list(application.columns), "fold": fold, "seed": config.seed,
         "train": list(names[0]), "domain": _domain(application, names[0]),
-        "data_hash": hashlib.sha256((application.folder / "labels.csv").read_bytes()).hexdigest(),
+        "data_hash": hashlib.sha256(application.labels().to_csv().encode()).hexdigest(),
         "training": asdict(config),
     }
     save_checkpoint(folder / f"{tag}.pt", result.model, about)
@@ -680,24 +803,31 @@ def train_folds(
 
 
 def _domain(application: Application, names: Sequence[str]) -> dict:
-    found = [_described(application.name, name) for name in names]
-    ranges = {key: [min(values), max(values)] for key in
-              ("density", "void_fraction", "largest_cavity")
-              if (values := [float(getattr(d, key)) for _, d in found])}
+    """Elements and ranges of descriptors of the training crystals."""
+    found = list(_for_each(partial(_described, application.name), names))
+    ranges = {key: [min(values), max(values)] for key in application.ranges
+              if (values := [d[key] for _, d in found])}
     return {"species": sorted(set().union(*(species for species, _ in found))), **ranges}
 
 
 @lru_cache(maxsize=1024)
-def _described(application_: str, name: str) -> tuple[frozenset[int], Descriptors]:
-    crystal = APPLICATIONS[application_].crystal(name)
-    return frozenset(np.unique(crystal.species).tolist()), describe(crystal)
+def _described(application_: str, name: str) -> tuple[frozenset[int], dict[str, float]]:
+    application = APPLICATIONS[application_]
+    crystal = application.crystal(name)
+    if application.ranges == ("density",):  # which is quickly known
+        ranges = {"density": float(crystal.density)}
+    else:
+        ranges = {key: float(getattr(describe(crystal), key)) for key in application.ranges}
+    return frozenset(np.unique(crystal.species).tolist()), ranges
 
 
 def summarize(application: Application) -> dict:
     """Collect all records of an application into ``data/results/<application>/summary.json``.
 
-    Each crystal is in the rest of one fold, so each seed predicts every crystal once, by a model
-    that never saw it; errors are against the labels as they stand now. ``test_mae`` and
+    With folds each crystal is in the rest of one, so each seed predicts every crystal once, by a
+    model that never saw it. An application of one split (``drawn``) is tested on the second half
+    of its rest; where the same was done on other splits, their errors stand under
+    ``other_splits``. Errors are against the labels as they stand now. ``test_mae`` and
     ``test_r2`` are means over seeds; the interval is the 2.5-97.5 % range of ``test_mae`` over
     10,000 bootstrap samples of the crystals.
     """
@@ -713,8 +843,17 @@ def summarize(application: Application) -> dict:
          "label": table[p["name"]], "predicted": p["predicted"][0]}
         for r in records for p in r["predictions"]
     ])
+    wanted, validation, others = len(application.folds()), None, {}
+    if application.drawn:
+        error = (rows.predicted - rows.label).abs()
+        others = {
+            str(fold): {"test_mae": float(part.mean()), "n_seeds": rows.seed[part.index].nunique()}
+            for fold, part in error[rows.half == 1].groupby(rows.fold) if fold > 0
+        }
+        validation = float(error[(rows.fold == 0) & (rows.half == 0)].mean())
+        rows, wanted = rows[(rows.fold == 0) & (rows.half == 1)], 1
     complete = rows.groupby("seed").fold.nunique()
-    seeds = sorted(int(s) for s in complete.index[complete == len(application.folds())])
+    seeds = sorted(int(s) for s in complete.index[complete == wanted])
     if not seeds:
         raise DataError(application.name, "no seed has runs of all folds",
                         f"run x3mat train {application.name} for the missing folds")
@@ -726,7 +865,7 @@ def summarize(application: Application) -> dict:
     rng = np.random.default_rng(0)
     draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
     together = wide.mean(axis=1)
-    used = [r for r in records if r["provenance"]["seed"] in seeds]
+    used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
     changed = (rows.learned - rows.label).abs() > 1e-9
     shown = pd.DataFrame({"label": label, "predicted": together, "spread": wide.std(axis=1)})
     shown.round(4).to_csv(folder / "predictions.csv")
@@ -745,12 +884,14 @@ def summarize(application: Application) -> dict:
             .groupby("half").e.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
         "labels_revised_since_training": sorted(set(rows.name[changed])),
-        "n_test": len(label), "folds": len(application.folds()), "seeds": seeds,
+        "n_test": len(label), "folds": wanted, "seeds": seeds,
         "n_seeds": len(seeds),
         "config": used[0]["config"],
         "training_hardware": sorted({r["provenance"]["hardware"] for r in used}),
         "training_wall_s": sum(r["provenance"]["wall_s"] for r in used),
     }
+    if application.drawn:
+        summary.update(validation_mae=validation, other_splits=others)
     return results.read_json(results.write(
         folder / "summary.json", summary, seed=seeds, wall_s=summary["training_wall_s"],
         command=f"x3mat train {application.name} --summarize",

@@ -94,7 +94,8 @@ def bond_charges(
     frac = np.asarray(frac_coords) % 1.0
     images = (frac + np.array(list(np.ndindex(3, 3, 3)))[:, None] - 1).reshape(-1, 3) @ lattice
     pairs = cKDTree(frac @ lattice).query_ball_tree(cKDTree(images), BOND)
-    bonds = [np.sum(full[np.array(p) % len(full)] * q < 0) for p, q in zip(pairs, full, strict=True)]
+    bonds = [np.sum(full[np.array(near) % len(full)] * q < 0)
+             for near, q in zip(pairs, full, strict=True)]  # fmt: skip
     return full * np.array(bonds) / [parameters[s]["coordination"] for s in symbols]
 
 

@@ -1,0 +1,109 @@
+"""The comparison with the peer, at tiny sizes and for X(3)mat alone."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import bench
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    path = tmp_path_factory.mktemp("bench") / "quick.json"
+    threads = torch.get_num_threads()
+    bench.main(["--quick", "--no-peer", "--device", "cpu", "--threads", "1", "--out", str(path)])
+    assert torch.get_num_threads() == threads
+    return json.loads(path.read_text())
+
+
+def numbers(tree):
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for value in tree:
+            yield from numbers(value)
+    elif isinstance(tree, (int, float)) and not isinstance(tree, bool):
+        yield tree
+
+
+def test_everything_was_measured(found):
+    assert found["complete"]
+    assert found["skipped"] == []
+    assert {(m["graphs"], m["pass"]) for m in found["measurements"]} == {
+        (g, p) for g in ("random", "zeolites") for p in ("fwd", "fwd+bwd")
+    }
+    assert [(c["model"], c["pass"]) for c in found["counts"]] == [
+        ("x3mat", "fwd"), ("x3mat", "fwd+bwd")
+    ]  # fmt: skip
+    assert {"command", "versions", "hardware"} <= found["provenance"].keys()
+
+
+def test_numbers_are_positive(found):
+    parts = [found[key] for key in
+             ("graphs", "limits", "comparison", "measurements", "counts", "profiles")]  # fmt: skip
+    values = list(numbers(parts))
+    assert len(values) > 100
+    assert all(math.isfinite(v) and v > 0 for v in values)
+
+
+def test_shares_add_up(found):
+    (profile,) = found["profiles"]
+    assert sum(profile["share_of_kind"].values()) == pytest.approx(1, abs=1e-3)
+    shares = [row["share"] for row in profile["top"]]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_no_ratio_without_the_peer(found):
+    assert not found["peer"]["measured"]
+    assert found["peer"]["reason"] == "--no-peer"
+    for row in found["comparison"]:
+        assert row["peer"] is None
+        assert not [key for key in row if key.startswith(("ratio", "peer_"))]
+
+
+def test_ratios_where_both_were_measured():
+    def measured(model, mode, ms, kind="random"):
+        return {"graphs": kind, "model": model, "l_max": 4, "pass": "fwd+bwd", "mode": mode,
+                "ms": ms, "windows": 100, "peak_gib": 10 * ms}  # fmt: skip
+
+    rows = bench.compare({"peer": {"measured": True}, "measurements": [
+        measured("x3mat", "eager", 0.4), measured("x3mat", "graph", 0.2),
+        measured("uma", "eager", 1.0), measured("uma", "graph", 0.8),
+        measured("x3mat+1", "graph", 0.25), measured("x3mat", "graph", 0.3, "zeolites"),
+    ]}, bench.Sizes())  # fmt: skip
+    assert rows[0] == {
+        "peer": bench.PEER, "graphs": "random", "lmax": 4, "channels": 64, "layers": 4,
+        "windows": 100, "ms_fwd_bwd": 0.2, "mode_fwd_bwd": "graph", "ms_fwd_bwd_eager": 0.4,
+        "ms_fwd_bwd_graph": 0.2, "peer_windows": 100, "peer_ms_fwd_bwd": 1.0,
+        "ms_fwd_bwd_one_layer_more": 0.25, "peer_ms_fwd_bwd_graph": 0.8,
+        "ratio_fwd_bwd": 5.0, "ratio_fwd_bwd_graph": 4.0, "ratio_fwd_bwd_one_layer_more": 4.0,
+        "peak_gib": 2.0, "peak_gib_eager": 4.0, "peak_gib_graph": 2.0, "peer_peak_gib": 10.0,
+    }  # fmt: skip
+    assert not [key for key in rows[1] if key.startswith(("ratio", "peer_"))]
+
+
+def test_bytes_of_operations():
+    a, b = torch.zeros(3, 5), torch.ones(5)
+    with bench.ByteCounter() as counter:
+        y = (a + b.expand(3, 5)).t()  # 15 + 5 read, 15 written; the views move nothing
+        y.mul_(2.0)  # 15 read, 15 written
+    assert dict(counter.by_operation) == {"add": 4 * 35, "mul_": 4 * 30}
+
+
+def test_first_windows():
+    graph = bench.random_windows(5, 8, 4, seed=0)
+    part = bench.first(graph, 2)
+    assert part.n_windows == 2
+    assert torch.equal(part.positions, graph.positions[:16])
+    assert int(part.src.max()) < 16
+    assert len(part.src) == int((graph.window[graph.dst] < 2).sum())
+
+
+def test_lack_of_memory_is_found_behind_other_errors():
+    follow_up = RuntimeError("capture failed")
+    follow_up.__context__ = torch.OutOfMemoryError("full")
+    assert bench._out_of_memory(follow_up)
+    assert not bench._out_of_memory(RuntimeError("other"))
