@@ -671,6 +671,24 @@ def _windows(application_: str, name: str, radius: float, step: float, refine: i
     return sample_windows(crystal, radius, step, refine=refine)
 
 
+def _evaluate_many(
+    application: Application, model: X3Mat, names: Sequence[str], folder: Path, progress: bool
+) -> np.ndarray:
+    """:func:`evaluate` for thousands of crystals; what is known is kept in ``predictions.jsonl``
+    of ``folder``, so that it may be killed and called again."""
+    path = folder / "predictions.jsonl"
+    known = dict(map(json.loads, path.read_text().splitlines())) if path.exists() else {}
+    todo = [name for name in names if name not in known]
+    windows = _for_each(partial(_all_windows, application.name, model.config), todo)
+    with path.open("a") as file:
+        for name, w in tqdm(zip(todo, windows, strict=True), "predicting", len(todo),
+                            disable=not progress):
+            known[name] = mean_contribution(model, w).tolist()
+            file.write(json.dumps([name, known[name]]) + "\n")
+            file.flush()
+    return np.array([known[name] for name in names])
+
+
 def _all_windows(application: str, config: X3MatConfig, name: str) -> Windows:
     return sample_windows(APPLICATIONS[application].crystal(name), config.radius, config.step)
 
@@ -741,16 +759,15 @@ def train_fold(
     cut = slice(limit)
     names = [split.train[cut], *(half[cut] for half in split.halves)]
     tag = f"fold{fold}-seed{config.seed}"
+    tag_folder = Path(runs) / application.name / tag
     result = train(config, crystals_of(application, names[0], config, training=True),
                    crystals_of(application, names[1], config, training=False),
-                   Path(runs) / application.name / tag, device=device, devices=devices,
-                   progress=progress)
+                   tag_folder, device=device, devices=devices, progress=progress)
     rest = [*names[1], *names[2]]
     if application.drawn:
-        windows = _for_each(partial(_all_windows, application.name, config.model), rest)
+        found = _evaluate_many(application, result.model, rest[::-1], tag_folder, progress)[::-1]
     else:
-        windows = application_windows(application, rest, config.model)
-    found = evaluate(result.model, tqdm(windows, "all windows", disable=not progress))
+        found = evaluate(result.model, application_windows(application, rest, config.model))
     labels = labels.loc[rest, list(application.columns)].to_numpy(float)
     predictions = [
         {"name": name, "half": int(i >= len(names[1])), "label": y.tolist(),
