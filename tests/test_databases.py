@@ -113,3 +113,16 @@ def test_crystals_come_from_a_cache_that_heals(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="Did you mean"):
         databases.core_mof(names[0] + "x")
     databases._core_mof_arrays.cache_clear()
+
+
+def test_frameworks_are_those_that_ase_reads():
+    from ase.db import connect
+
+    path = databases._package_folder("zse", "zeose") / "collections" / "frameworks.db"
+    rows = databases._iza_rows()
+    found = {row.fw: row for row in connect(str(path)).select()}
+    assert set(found) == set(rows)
+    for code, (lattice, numbers, frac_coords) in rows.items():
+        np.testing.assert_array_equal(lattice, found[code].cell)
+        np.testing.assert_array_equal(numbers, found[code].numbers)
+        np.testing.assert_allclose(frac_coords @ lattice, found[code].positions, atol=1e-9)

@@ -204,6 +204,15 @@ def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch):
     assert [r["epoch"] for r in resumed.history] == [r["epoch"] for r in whole.history]
 
 
+def test_finished_run_gives_its_averaged_weights_again(windows, tmp_path):
+    once, again = (fit(windows, tmp_path) for _ in range(2))
+    assert same_weights(once.model, again.model)
+    raw = torch.load(tmp_path / "last.ckpt", weights_only=False)["current_model_state"]
+    raw = {k.rpartition("model.")[2]: v for k, v in raw.items()}
+    kept = again.model.state_dict()
+    assert any(not torch.equal(kept[k], v) for k, v in raw.items() if k in kept)
+
+
 @pytest.mark.parametrize("targets", [TARGETS[:3], TARGETS * np.nan, TARGETS[:, 0]])
 def test_bad_targets_are_refused(windows, tmp_path, targets):
     with pytest.raises(DataError, match="targets"):

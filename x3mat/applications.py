@@ -42,7 +42,8 @@ class Application:
     crystal : callable
         The crystal of a name in the table's first column.
     table : callable, optional
-        Gives the table of labels; default ``data/<name>/labels.csv``.
+        Gives the table of labels where it is not ours, so that no label appears among results;
+        default ``data/<name>/labels.csv``.
     ranges : tuple of str
         Descriptors whose range in the training set a model remembers, to warn outside of it.
     drawn : bool
@@ -105,7 +106,7 @@ QMOF_GAP = Application(
     ranges=("density",),
     drawn=True,
     hyper_parameters={
-        "epochs": 30, "crystals_per_step": 32, "windows_per_crystal": 4,
+        "epochs": 24, "crystals_per_step": 32, "windows_per_crystal": 4,
         "learning_rate": 2e-3, "weight_decay": 0.01, "ema": 0.999, "max_atoms": 30_000,
         "model": {"l_max": 2, "m_max": 2, "layers": 2, "channels": 64, "cutoff": 3.5,
                   "radius": 8.0},

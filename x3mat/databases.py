@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import csv
 import difflib
+import json
 import os
+import sqlite3
 import tarfile
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cache, lru_cache
 from importlib import metadata, util
 from pathlib import Path
@@ -85,15 +88,19 @@ def iza(code: str) -> Crystal:
 
 @lru_cache(maxsize=1)
 def _iza_rows() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    from ase.db import connect
-
     path = _package_folder("zse", "zeose") / "collections" / "frameworks.db"
     if not path.is_file():
         raise DataError(path, "the database of frameworks is missing", "Reinstall zeose.")
-    rows = {}
-    for row in connect(str(path)).select():
-        frac_coords = np.linalg.solve(row.cell.T, row.positions.T).T
-        rows[row.fw] = (np.asarray(row.cell), row.numbers.astype(np.int64), frac_coords)
+    rows = {}  # of a database of ase, read without it: importing ase.db takes half a second
+    query = "SELECT cell, numbers, positions, key_value_pairs FROM systems"
+    with closing(sqlite3.connect(path)) as database:
+        for cell, numbers, positions, keys in database.execute(query):
+            lattice = np.frombuffer(cell, "<f8").reshape(3, 3)
+            xyz = np.frombuffer(positions, "<f8").reshape(-1, 3)
+            rows[json.loads(keys)["fw"]] = (
+                lattice, np.frombuffer(numbers, "<i4").astype(np.int64),
+                np.linalg.solve(lattice.T, xyz.T).T,
+            )  # fmt: skip
     return rows
 
 

@@ -612,6 +612,9 @@ def train(
         with _tensor_float_32() if on_gpu else nullcontext():
             trainer.fit(learner, ckpt_path=last if last.exists() else None)
         device_used = trainer.strategy.root_device
+        # a run that had already ended is not trained again and would keep unaveraged weights
+        averaged = torch.load(last, map_location="cpu", weights_only=False)["state_dict"]
+        learner.load_state_dict(averaged)
     return TrainResult(learner.model.to(device_used).eval(), learner.history, learner.seconds)
 
 
@@ -763,17 +766,6 @@ def train_fold(
     result = train(config, crystals_of(application, names[0], config, training=True),
                    crystals_of(application, names[1], config, training=False),
                    tag_folder, device=device, devices=devices, progress=progress)
-    rest = [*names[1], *names[2]]
-    if application.drawn:
-        found = _evaluate_many(application, result.model, rest[::-1], tag_folder, progress)[::-1]
-    else:
-        found = evaluate(result.model, application_windows(application, rest, config.model))
-    labels = labels.loc[rest, list(application.columns)].to_numpy(float)
-    predictions = [
-        {"name": name, "half": int(i >= len(names[1])), "label": y.tolist(),
-         "predicted": p.tolist()}
-        for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))
-    ]
     folder = models or paths.data() / "models" / application.name
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -785,7 +777,18 @@ def train_fold(
         "training": asdict(config),
     }
     save_checkpoint(folder / f"{tag}.pt", result.model, about)
-    mae = np.mean([np.abs(np.subtract(p["predicted"], p["label"])) for p in predictions])
+    rest = [*names[1], *names[2]]
+    if application.drawn:
+        found = _evaluate_many(application, result.model, rest[::-1], tag_folder, progress)[::-1]
+    else:
+        found = evaluate(result.model, application_windows(application, rest, config.model))
+    labels = labels.loc[rest, list(application.columns)].to_numpy(float)
+    predictions = [
+        {"name": name, "half": int(i >= len(names[1])), "predicted": p.tolist(),
+         **({"label": y.tolist()} if application.table is None else {})}
+        for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))
+    ]
+    mae = np.abs(found - labels).mean()
     record = {
         "application": application.name, "fold": fold, "n_train": len(names[0]),
         "rest_mae": float(mae), "unit": application.unit, "config": asdict(config),
@@ -855,8 +858,8 @@ def summarize(application: Application) -> dict:
                         f"run x3mat train {application.name}")
     table = application.labels()[application.columns[0]]
     rows = pd.DataFrame([
-        {"name": p["name"], "learned": p["label"][0], "seed": r["provenance"]["seed"],
-         "fold": r["fold"], "half": p["half"],
+        {"name": p["name"], "learned": p.get("label", [table[p["name"]]])[0],
+         "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
          "label": table[p["name"]], "predicted": p["predicted"][0]}
         for r in records for p in r["predictions"]
     ])
@@ -885,6 +888,8 @@ def summarize(application: Application) -> dict:
     used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
     changed = (rows.learned - rows.label).abs() > 1e-9
     shown = pd.DataFrame({"label": label, "predicted": together, "spread": wide.std(axis=1)})
+    if application.table:  # labels of others are not written down
+        shown = shown.drop(columns="label")
     shown.round(4).to_csv(folder / "predictions.csv")
     summary = {
         "application": application.name, "property": application.property,
