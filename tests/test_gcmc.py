@@ -21,9 +21,11 @@ pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[l
 import gcmc_run
 from gcmc import Framework, GCMCSettings, engine, forcefield, gcmc, kernel
 from gcmc import system as parts
+from gcmc.forcefield import SYMBOLS, bond_charges
 from gcmc.framework import cif_charges, read_framework
 
 from x3mat.crystal import read_crystal
+from x3mat.databases import iza
 from x3mat.errors import CrystalError, DataError
 
 K_B = 1.380649e-23
@@ -628,3 +630,25 @@ def test_command_line(tmp_path, capsys):
     assert "mol/kg" in capsys.readouterr().out
     assert gcmc_run.main([str(charged), "--mixture", "CO2=1"]) == 1
     assert "it is no mixture" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ charges by bonds
+
+
+@pytest.mark.parametrize(("code", "charges"), [
+    ("LTA", {1.5, -0.75}),  # four oxygens around each silicon, two silicons around each oxygen
+    ("CLO", {1.5, -0.75, -0.375}),  # terminal oxygens
+    ("RON", {1.5, 0.75, -0.75}),  # silicons that lack two oxygens
+    ("WEN", {1.5, 1.125, -0.75}),
+])  # fmt: skip
+def test_charges_in_proportion_to_bonds_are_neutral(code, charges):
+    crystal = iza(code)
+    symbols = [SYMBOLS[z - 1] for z in crystal.species]
+    found = bond_charges(crystal.lattice, crystal.frac_coords, symbols, "trappe-n2-zeolite")
+    assert set(found.round(9).tolist()) == charges
+    assert found.sum() == pytest.approx(0, abs=1e-9)
+
+
+def test_force_field_without_charges_is_refused():
+    with pytest.raises(DataError, match="no charges"):
+        bond_charges(LATTICE, ATOMS, ["Si"] * len(ATOMS), "uff")
