@@ -8,9 +8,10 @@ checks:
 
 The result is data/results/gcmc/CHECK.json. Crystals and reference values can be packed into one
 file first, with which a check needs numpy, scipy, tqdm and numba only. Data that is not shipped is
-read from the folder that X3MAT_DATA names. The files zeolite-n2-all, zeolite-n2-cuda and co2-n2-all
+read from the folder that X3MAT_DATA names. The files zeolite-n2-cuda and co2-n2-all
 were written by this script at commit 9ce56f8, outside a checkout of it: they lack the equilibrated
-flags, and what their provenance calls git is another commit.
+flags, what their provenance calls git is another commit, and the former compares with labels of
+before that commit.
 
 examples:
   python tools/gcmc_checks.py zeolite-n2

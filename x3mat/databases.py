@@ -206,7 +206,7 @@ def _qmof_arrays() -> dict:
     path = paths.external() / "qmof.npz"
     if not path.is_file():
         raise DataError(path, "the file of QMOF crystals is missing",
-                        "Set X3MAT_DATA to the folder that holds qmof.npz.")
+                        "Make it with tools/qmof_pack.py, and set X3MAT_DATA to its folder.")
     keys = ("id", "Z", "frac", "ptr", "lattice", "bandgap_pbe_eV")
     with np.load(path) as file:
         table = {key: file[key] for key in keys}
