@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ PAGES = [
     page.relative_to(HTML).as_posix()
     for page in sorted(HTML.rglob("*.html"))
     if page.stem not in SKIPPED and not {"_static", "_sources"} & set(page.parts)
+    and page != HTML / "index.html"  # only sends the reader on to the first page
 ]  # fmt: skip
 
 pytestmark = [
@@ -111,3 +113,8 @@ def test_pages(address, browser, scheme, width):
         page.set_viewport_size({"width": width, "height": 900})
     context.close()
     assert not problems, "\n".join(problems)
+
+
+def test_first_page_is_found():
+    text = (HTML / "index.html").read_text()
+    assert (HTML / re.search(r"url=([^\s\"]+)", text)[1]).is_file()
