@@ -266,8 +266,8 @@ def test_application_of_drawn_windows_from_training_to_summary(tmp_path, monkeyp
             train_fold(app, 0, config, **folders, device="cpu", progress=False)
     model, about = load_checkpoint(tmp_path / "models" / "fold0-seed0.pt")
     assert set(about["domain"]) == {"species", "density"}
-    state = tmp_path / "states" / "many" / "fold0-seed0" / "predictions.jsonl"
-    state.write_text('["CHA", [7.0]]\n')  # as if it had been killed later
+    (state,) = (tmp_path / "states" / "many" / "fold0-seed0").glob("predictions-*.jsonl")
+    state.write_text('["CHA", [7.0]]\n["AFI", [1.')  # as if it had been killed later
     record = train_fold(app, 0, config, **folders, device="cpu", progress=False)
     found = {p["name"]: p for p in record["predictions"]}
     assert [found[n]["half"] for n in ("LTA", "CHA", "AFI")] == [0, 1, 1]

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from x3mat import paths, results
 from x3mat.applications import application
 from x3mat.model import load_checkpoint
-from x3mat.training import TrainConfig, collate, crystals_of, predict_mean
+from x3mat.training import CHECKED_WINDOWS, TrainConfig, collate, crystals_of, predict_mean
 
 HALVES = ("validation", "test")
 TOGETHER = 8  # crystals in a batch
@@ -75,8 +75,10 @@ def main() -> None:
             if k % (50 * TOGETHER) == 0 or k + TOGETHER >= len(todo):
                 pd.DataFrame(rows).to_csv(table, index=False)
     frame, labels = pd.DataFrame(rows), qmof.labels()[qmof.columns[0]]
-    payload = {"unit": qmof.unit, "checkpoint": args.checkpoint.name, "fold": about["fold"],
-               "windows_of_each_crystal": 8, "training": about["training"]}  # fmt: skip
+    payload = {
+        "unit": qmof.unit, "checkpoint": args.checkpoint.name, "fold": about["fold"],
+        "windows_of_each_crystal": CHECKED_WINDOWS, "training": about["training"],
+    }  # fmt: skip
     for half, part in frame.groupby("half"):
         label = labels[part.name].to_numpy()
         error, spread = part.predicted - label, label - label.mean()

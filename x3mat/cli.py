@@ -6,6 +6,7 @@ Heavy packages are imported inside the commands that need them, so that help is 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="List, describe and print the tables of labels.")
 
 MAX_THREADS = 8
+os.environ.setdefault("SPGLIB_WARNING", "OFF")  # where it finds no group, a crystal is P1
 
 Files = Annotated[list[str], typer.Argument(
     metavar="FILE", help="CIF, POSCAR or extxyz files, or IZA frameworks such as iza:LTA.",

@@ -9,7 +9,6 @@ precision.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import warnings
 from dataclasses import dataclass, fields
@@ -25,8 +24,6 @@ from x3mat.errors import CrystalError
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
-
-os.environ.setdefault("SPGLIB_WARNING", "OFF")  # where it finds no group, a crystal is P1
 
 SYMPREC = 0.01  # Å; the IZA frameworks lose symmetry below it, for their coordinates are rounded
 MIN_DISTANCE = 0.5  # Å; the shortest bond in nature, H-H, has 0.74 Å

@@ -50,6 +50,7 @@ STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)
 EXAMPLES = 64  # batches of each of two epochs whose sizes are captured
 CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
 WORKERS = 12  # at most, for cutting windows
+CHECKED_WINDOWS = 8  # of each crystal in a validation on drawn windows
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
@@ -646,11 +647,11 @@ def crystals_of(
     """An application's crystals with targets, windows drawn as for training or all of them.
 
     An application of thousands of crystals has its windows drawn for validation, too, always the
-    same 8 of each crystal.
+    same ``CHECKED_WINDOWS`` of each crystal.
     """
     targets = application.labels().loc[list(names), list(application.columns)].to_numpy(float)
     if application.drawn:
-        number = config.windows_per_crystal if training else 8
+        number = config.windows_per_crystal if training else CHECKED_WINDOWS
         return DrawnWindows(names, application.crystal, targets, config.model, number, config.seed)
     refine = config.refine if training else 1
     windows = application_windows(application, names, config.model, refine)
@@ -664,25 +665,30 @@ def application_windows(
     application: Application, names: Sequence[str], config: X3MatConfig, refine: int = 1
 ) -> list[Windows]:
     """Windows of an application's crystals."""
-    return [_windows(application.name, name, config.radius, config.step, refine)
+    return [_windows(application.name, config.radius, config.step, refine, name)
             for name in names]
 
 
-@lru_cache(maxsize=1024)  # runs that follow each other in one process share them
-def _windows(application_: str, name: str, radius: float, step: float, refine: int) -> Windows:
-    crystal = APPLICATIONS[application_].crystal(name)
-    return sample_windows(crystal, radius, step, refine=refine)
+def _cut(application: str, radius: float, step: float, refine: int, name: str) -> Windows:
+    return sample_windows(APPLICATIONS[application].crystal(name), radius, step, refine=refine)
+
+
+_windows = lru_cache(maxsize=1024)(_cut)  # runs that follow each other in one process share them
 
 
 def _evaluate_many(
     application: Application, model: X3Mat, names: Sequence[str], folder: Path, progress: bool
 ) -> np.ndarray:
-    """:func:`evaluate` for thousands of crystals; what is known is kept in ``predictions.jsonl``
-    of ``folder``, so that it may be killed and called again."""
-    path = folder / "predictions.jsonl"
-    known = dict(map(json.loads, path.read_text().splitlines())) if path.exists() else {}
+    """:func:`evaluate` for thousands of crystals; what is known is kept in ``folder``, in a file
+    that is named after the weights, so that it may be killed and called again."""
+    weights = b"".join(v.cpu().numpy().tobytes() for v in model.state_dict().values())
+    path = folder / f"predictions-{hashlib.sha256(weights).hexdigest()[:12]}.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # whole lines only
+    path.write_text("".join(line + "\n" for line in lines))
+    known = dict(map(json.loads, lines))
     todo = [name for name in names if name not in known]
-    windows = _for_each(partial(_all_windows, application.name, model.config), todo)
+    config = model.config
+    windows = _for_each(partial(_cut, application.name, config.radius, config.step, 1), todo)
     with path.open("a") as file:
         for name, w in tqdm(zip(todo, windows, strict=True), "predicting", len(todo),
                             disable=not progress):
@@ -690,10 +696,6 @@ def _evaluate_many(
             file.write(json.dumps([name, known[name]]) + "\n")
             file.flush()
     return np.array([known[name] for name in names])
-
-
-def _all_windows(application: str, config: X3MatConfig, name: str) -> Windows:
-    return sample_windows(APPLICATIONS[application].crystal(name), config.radius, config.step)
 
 
 # --------------------------------------------------------------------------- applications
@@ -834,10 +836,9 @@ def _domain(application: Application, names: Sequence[str]) -> dict:
 def _described(application_: str, name: str) -> tuple[frozenset[int], dict[str, float]]:
     application = APPLICATIONS[application_]
     crystal = application.crystal(name)
-    if application.ranges == ("density",):  # which is quickly known
-        ranges = {"density": float(crystal.density)}
-    else:
-        ranges = {key: float(getattr(describe(crystal), key)) for key in application.ranges}
+    quick = application.ranges == ("density",)  # known without looking for pores
+    found = crystal if quick else describe(crystal)
+    ranges = {key: float(getattr(found, key)) for key in application.ranges}
     return frozenset(np.unique(crystal.species).tolist()), ranges
 
 
