@@ -32,6 +32,7 @@ LENGTHS = (1.0, 500.0)  # Å
 ANGLES = (10.0, 170.0)  # degrees
 VOLUME_PER_ATOM = (1.0, 10_000.0)  # Å3
 FULL_OCCUPANCY = 0.999
+NO_DUMMIES = "Replace or remove dummy atoms and elements beyond fermium."
 
 _AMU_PER_A3 = 1.66053906892  # g/cm3; CODATA 2022 atomic mass constant
 
@@ -96,16 +97,14 @@ class Crystal:
     @property
     def density(self) -> float:
         """Mass density, g/cm3."""
-        mass = sum(gemmi.Element(int(z)).weight * n for z, n in self._composition().items())
-        return mass * _AMU_PER_A3 / self.volume
+        elements, counts = np.unique(self.species, return_counts=True)
+        masses = counts * [gemmi.Element(z).weight for z in elements.tolist()]
+        return sum(masses.tolist()) * _AMU_PER_A3 / self.volume
 
     @property
     def formula(self) -> str:
         """Reduced formula, for example ``SiO2``."""
-        from pymatgen.core import Composition
-
-        counts = {gemmi.Element(z).name: n for z, n in self._composition().items()}
-        return Composition(counts).reduced_formula
+        return self.structure.composition.reduced_formula
 
     @property
     def structure(self) -> Structure:
@@ -113,10 +112,6 @@ class Crystal:
         from pymatgen.core import Structure
 
         return Structure(self.lattice, self.species.tolist(), self.frac_coords)
-
-    def _composition(self) -> dict[int, int]:
-        elements, counts = np.unique(self.species, return_counts=True)
-        return dict(zip(elements.tolist(), counts.tolist(), strict=True))
 
 
 def read_crystal(
@@ -177,20 +172,13 @@ def read_crystal(
         text = raw.decode("latin-1")
     if not text.strip("\0 \t\r\n"):
         raise CrystalError(path, "the file is empty", "Give a complete file.")
-    arrays = reader(text, path)
-    return crystal_from_arrays(
-        *arrays, symprec=symprec, name=path.stem if name is None else name, source=path
-    )
+    name = path.stem if name is None else name
+    return crystal_from_arrays(*reader(text, path), symprec=symprec, name=name, source=path)
 
 
 def crystal_from_arrays(
-    lattice: np.ndarray,
-    species: np.ndarray,
-    frac_coords: np.ndarray,
-    *,
-    symprec: float = SYMPREC,
-    name: str = "",
-    source: object = None,
+    lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray,
+    *, symprec: float = SYMPREC, name: str = "", source: object = None,
 ) -> Crystal:
     """Check a crystal and find its symmetry.
 
@@ -226,26 +214,16 @@ def crystal_from_arrays(
     if len(species) == 0:
         raise CrystalError(source, "it has no atoms", "Give a file with atoms.")
     if lattice.shape != (3, 3) or species.shape != frac_coords.shape[:1]:
-        raise CrystalError(
-            source,
-            f"shapes {lattice.shape}, {species.shape} and {frac_coords.shape} do not fit",
-            "Give (3, 3), (N,) and (N, 3).",
-        )
+        shapes = f"{lattice.shape}, {species.shape} and {frac_coords.shape}"
+        raise CrystalError(source, f"shapes {shapes} do not fit", "Give (3, 3), (N,) and (N, 3).")
     _check_cell(lattice, len(species), source)
     if not np.isfinite(frac_coords).all() or np.abs(frac_coords).max() > 1e6:
         bad = int(np.flatnonzero(~(np.abs(frac_coords) <= 1e6).all(axis=1))[0])
-        raise CrystalError(
-            source,
-            f"atom {bad + 1} has no usable coordinates ({frac_coords[bad]})",
-            "Complete or remove that atom.",
-        )
+        raise CrystalError(source, f"atom {bad + 1} has no usable coordinates ({frac_coords[bad]})",
+                           "Complete or remove that atom.")
     bad = [z for z in species.tolist() if not (isinstance(z, int) and 1 <= z <= 100)]
     if bad:
-        raise CrystalError(
-            source,
-            f"{bad[0]!r} is not an atomic number from 1 to 100",
-            "Replace or remove dummy atoms and elements beyond fermium.",
-        )
+        raise CrystalError(source, f"{bad[0]!r} is not an atomic number from 1 to 100", NO_DUMMIES)
     if np.linalg.det(lattice) < 0:
         lattice, frac_coords = -lattice, -frac_coords
     frac_coords = _wrap(frac_coords)
@@ -277,21 +255,17 @@ def _check_distances(
     lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray, source: object
 ) -> None:
     atoms, images = periodic_images(lattice, frac_coords, MIN_DISTANCE)
-    distance, other = cKDTree(images).query(
-        frac_coords @ lattice, k=2, distance_upper_bound=MIN_DISTANCE
-    )
+    distance, other = cKDTree(images).query(frac_coords @ lattice, k=2,
+                                            distance_upper_bound=MIN_DISTANCE)
     close = np.flatnonzero(np.isfinite(distance[:, 1]))
     if len(close) == 0:
         return
     i = int(close[np.argmin(distance[close, 1])])
     j = int(atoms[other[i, 1] if atoms[other[i, 0]] == i else other[i, 0]])
     pair = [f"{gemmi.Element(int(species[k])).name} (atom {k + 1})" for k in (i, j)]
-    raise CrystalError(
-        source,
-        f"{pair[0]} and {pair[1]} are {distance[i, 1]:.3f} Å apart; {len(close)} of"
-        f" {len(species)} atoms overlap (closer than {MIN_DISTANCE} Å)",
-        "Remove duplicate or disordered atoms.",
-    )
+    raise CrystalError(source, f"{pair[0]} and {pair[1]} are {distance[i, 1]:.3f} Å apart;"
+                       f" {len(close)} of {len(species)} atoms overlap (closer than {MIN_DISTANCE}"
+                       " Å)", "Remove duplicate or disordered atoms.")
 
 
 def periodic_images(
@@ -350,28 +324,19 @@ def _with_symmetry(
     if found is not None and len(found.rotations) > 1:
         rotations = np.array(found.rotations, dtype=np.int64)
         translations = _wrap(np.array(found.translations))
-        moved = _symmetrized(
-            lattice, frac_coords, rotations, translations, found.equivalent_atoms, symprec
-        )
+        moved = _symmetrized(lattice, frac_coords, rotations, translations,
+                             found.equivalent_atoms, symprec)
         if moved is not None:
             origin = -np.linalg.solve(found.transformation_matrix, found.origin_shift)
-            return Crystal(
-                moved[0], species, moved[1], rotations, translations,
-                int(found.number), str(found.international), _wrap(origin.round(12)), name,
-            )  # fmt: skip
-    identity = np.eye(3, dtype=np.int64)[None]
-    return Crystal(
-        lattice, species, frac_coords, identity, np.zeros((1, 3)), 1, "P1", np.zeros(3), name
-    )
+            return Crystal(moved[0], species, moved[1], rotations, translations, int(found.number),
+                           str(found.international), _wrap(origin.round(12)), name)
+    return Crystal(lattice, species, frac_coords, np.eye(3)[None], np.zeros((1, 3)), 1, "P1",
+                   np.zeros(3), name)
 
 
 def _symmetrized(
-    lattice: np.ndarray,
-    frac_coords: np.ndarray,
-    rotations: np.ndarray,
-    translations: np.ndarray,
-    equivalent_atoms: np.ndarray,
-    symprec: float,
+    lattice: np.ndarray, frac_coords: np.ndarray, rotations: np.ndarray,
+    translations: np.ndarray, equivalent_atoms: np.ndarray, symprec: float,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Lattice and coordinates that obey the operations; None if an orbit does not close."""
     metric = lattice @ lattice.T
@@ -411,19 +376,25 @@ def _reader_of(path: Path):
         return _from_poscar
     if suffix in (".extxyz", ".xyz"):
         return _from_extxyz
-    raise CrystalError(
-        path,
-        f"files of kind {suffix or path.name!r} are not read",
-        "Give a .cif, POSCAR/CONTCAR/.vasp or .extxyz/.xyz file.",
-    )
+    raise CrystalError(path, f"files of kind {suffix or path.name!r} are not read",
+                       "Give a .cif, POSCAR/CONTCAR/.vasp or .extxyz/.xyz file.")
+
+
+@contextlib.contextmanager
+def _refusing(kind: str, source: object, remedy: str = "Restore it; it may be truncated."):
+    """Turns whatever a parser raises into a CrystalError."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CrystalError(source, f"it is not a valid {kind} ({reason})", remedy) from None
 
 
 _UNQUOTED = re.compile(
     r"^(\s*_\S+)[ \t]+([^'\"\s_;#][^'\"#\r\n]*[ \t][^'\"#\r\n]*?)[ \t]*(\r?)$", re.MULTILINE
 )
-_CELL_TAGS = [f"_cell_length_{x}" for x in "abc"] + [
-    f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")
-]
+_CELL_TAGS = [*(f"_cell_length_{x}" for x in "abc"),
+              *(f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma"))]
 
 
 def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -437,24 +408,16 @@ def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.nda
     CrystalError
         `source` is what its message calls the file.
     """
-    try:
+    with _refusing("CIF", source):
         try:
             document = gemmi.cif.read_string(text)
         except ValueError:  # many programs write P 1 without the quotes that CIF demands
             document = gemmi.cif.read_string(_UNQUOTED.sub(r"\1 '\2'\3", text))
         blocks = [(block, gemmi.make_small_structure_from_block(block)) for block in document]
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CrystalError(
-            source, f"it is not a valid CIF ({reason})", "Restore it; it may be truncated."
-        ) from None
     with_atoms = [(block, small) for block, small in blocks if len(small.sites)]
     if not with_atoms:
-        raise CrystalError(
-            source,
-            "no data block has atoms with fractional coordinates",
-            "Give a CIF with _atom_site_fract_x, _y and _z; it may be truncated.",
-        )
+        raise CrystalError(source, "no data block has atoms with fractional coordinates",
+                           "Give a CIF with _atom_site_fract_x, _y and _z; it may be truncated.")
     block, small = with_atoms[0]
     _check_sites([(s.label, s.occ, s.element.atomic_number) for s in small.sites], source)
     cell = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in _CELL_TAGS]
@@ -490,18 +453,12 @@ def _check_formula(formula: str, numbers: np.ndarray, text: str, source: object)
 def _check_sites(sites: list[tuple[str, float, int]], source: object) -> None:
     partial = [label for label, occupancy, _ in sites if occupancy < FULL_OCCUPANCY]
     if partial:
-        raise CrystalError(
-            source,
-            f"{len(partial)} of {len(sites)} sites are partially occupied, first {partial[0]}",
-            "Give an ordered model, with every occupancy 1.",
-        )
+        raise CrystalError(source, f"{len(partial)} of {len(sites)} sites are disordered or"
+                           f" partially occupied, first {partial[0]}",
+                           "Give an ordered model, with every occupancy 1.")
     dummies = [label for label, _, number in sites if not 1 <= number <= 100]
     if dummies:
-        raise CrystalError(
-            source,
-            f"site {dummies[0]!r} is no element from 1 to 100",
-            "Replace or remove dummy atoms and elements beyond fermium.",
-        )
+        raise CrystalError(source, f"site {dummies[0]!r} is no element from 1 to 100", NO_DUMMIES)
 
 
 def _lattice_of(cell: list[float], source: object) -> np.ndarray:
@@ -510,15 +467,11 @@ def _lattice_of(cell: list[float], source: object) -> np.ndarray:
     sg2 = 1 - cg * cg
     square = 1 + 2 * ca * cb * cg - ca * ca - cb * cb - cg * cg
     if not (np.isfinite(cell).all() and sg2 > 0 and square > 0):
-        raise CrystalError(
-            source,
-            f"cell lengths and angles {cell} make no cell",
-            "Complete _cell_length_a ... _cell_angle_gamma.",
-        )
+        raise CrystalError(source, f"cell lengths and angles {cell} make no cell",
+                           "Complete _cell_length_a ... _cell_angle_gamma.")
     sg = np.sqrt(sg2)
     unit = [[1, 0, 0], [cg, sg, 0], [cb, (ca - cb * cg) / sg, np.sqrt(square) / sg]]
-    unit = np.where(np.abs(unit) < 1e-15, 0.0, unit)
-    return unit * lengths[:, None]
+    return np.where(np.abs(unit) < 1e-15, 0.0, unit) * lengths[:, None]
 
 
 def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.ndarray, np.ndarray]:
@@ -538,14 +491,10 @@ def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.nda
             operations = [gemmi.Op()]
     except (ValueError, RuntimeError, AttributeError):
         raise CrystalError(
-            source,
-            f"its symmetry cannot be read (space group {symbol or 'not named'})",
-            "List the operations under _space_group_symop_operation_xyz.",
-        ) from None
-    return (
-        np.array([op.rot for op in operations]) / gemmi.Op.DEN,
-        np.array([op.tran for op in operations]) / gemmi.Op.DEN,
-    )
+            source, f"its symmetry cannot be read (space group {symbol or 'not named'})",
+            "List the operations under _space_group_symop_operation_xyz.") from None
+    rotations, translations = [op.rot for op in operations], [op.tran for op in operations]
+    return np.array(rotations) / gemmi.Op.DEN, np.array(translations) / gemmi.Op.DEN
 
 
 def _site_images(
@@ -565,41 +514,22 @@ def _from_structure(structure: object, source: object) -> tuple:
     from pymatgen.core import DummySpecies, Structure
 
     if not isinstance(structure, Structure):
-        raise CrystalError(
-            source,
-            f"{type(structure).__name__} is no crystal",
-            "Give a path or a pymatgen Structure.",
-        )
-    if not structure.is_ordered:
-        partial = [i for i, site in enumerate(structure) if not site.is_ordered]
-        raise CrystalError(
-            source,
-            f"{len(partial)} of {len(structure)} sites are disordered or partially occupied,"
-            f" first site {partial[0] + 1}",
-            "Give an ordered model, with every occupancy 1.",
-        )
-    sites = [
-        (str(s.specie), 1.0, 0 if isinstance(s.specie, DummySpecies) else s.specie.Z)
-        for s in structure
-    ]
-    _check_sites(sites, source)
-    return structure.lattice.matrix, np.array([s[2] for s in sites]), structure.frac_coords
+        raise CrystalError(source, f"{type(structure).__name__} is no crystal",
+                           "Give a path or a pymatgen Structure.")
+    elements = [next(iter(site.species)) for site in structure]
+    numbers = [0 if isinstance(e, DummySpecies) else e.Z for e in elements]
+    _check_sites([(site.species_string, float(site.is_ordered), number)
+                  for site, number in zip(structure, numbers, strict=True)], source)
+    return structure.lattice.matrix, np.array(numbers), structure.frac_coords
 
 
 def _from_poscar(text: str, source: object) -> tuple:
     from pymatgen.io.vasp import Poscar
 
-    with warnings.catch_warnings():
+    remedy = "Restore it (VASP 5 format); it may be truncated."
+    with warnings.catch_warnings(), _refusing("POSCAR with element symbols", source, remedy):
         warnings.simplefilter("error", UserWarning)  # "Elements in POSCAR cannot be determined"
-        try:
-            structure = Poscar.from_str(text).structure
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CrystalError(
-                source,
-                f"it is not a valid POSCAR with element symbols ({reason})",
-                "Restore it (VASP 5 format); it may be truncated.",
-            ) from None
+        structure = Poscar.from_str(text).structure
     return _from_structure(structure, source)
 
 
@@ -608,21 +538,12 @@ def _from_extxyz(text: str, source: object) -> tuple:
 
     from ase.io import read
 
-    try:
+    with _refusing("extxyz file", source):
         atoms = read(io.StringIO(text), index=0, format="extxyz")
-        arrays = atoms.cell.array, atoms.numbers, atoms.positions
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CrystalError(
-            source, f"it is not a valid extxyz file ({reason})", "Restore it; it may be truncated."
-        ) from None
+        lattice, numbers, xyz = atoms.cell.array, atoms.numbers, atoms.positions
     if not atoms.pbc.all():
-        raise CrystalError(
-            source,
-            "it is not periodic in three directions",
-            'Give Lattice="..." and pbc="T T T" in the comment line.',
-        )
+        raise CrystalError(source, "it is not periodic in three directions",
+                           'Give Lattice="..." and pbc="T T T" in the comment line.')
     if len(atoms):
-        _check_cell(arrays[0], len(atoms), source)
-        return arrays[0], arrays[1], np.linalg.solve(arrays[0].T, arrays[2].T).T
-    return arrays
+        _check_cell(lattice, len(atoms), source)
+    return lattice, numbers, np.linalg.solve(lattice.T, xyz.T).T if len(atoms) else xyz
