@@ -17,9 +17,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -166,8 +165,7 @@ class Replayed:
         largest_first = {self._size(b): b for b in sorted(examples, key=lambda b: -len(b.src))}
         for size, batch in largest_first.items():
             self.captured[size] = torch.cuda.make_graphed_callables(
-                PaddedMean(model, crystals), self._pad(batch, size), pool=pool
-            )
+                PaddedMean(model, crystals), self._pad(batch, size), pool=pool)
 
     def __call__(self, batch: Batch) -> Tensor | None:
         """Ŷ of each crystal, (B, outputs), or None where no captured size is large enough."""
@@ -199,12 +197,10 @@ def pad(batch: Batch, atoms: int, pairs: int, windows: int, radius: float) -> tu
     def longer(x: Tensor, n: int, value: float) -> Tensor:
         return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
 
-    return (
-        longer(batch.positions, atoms, radius), longer(batch.species, atoms, 1),
-        longer(batch.window, atoms, 0), longer(batch.src, pairs, atoms - 1),
-        longer(batch.dst, pairs, atoms - 1), longer(batch.crystal, windows, 0),
-        longer(batch.share, windows, 0.0),
-    )
+    return (longer(batch.positions, atoms, radius), longer(batch.species, atoms, 1),
+            longer(batch.window, atoms, 0), longer(batch.src, pairs, atoms - 1),
+            longer(batch.dst, pairs, atoms - 1), longer(batch.crystal, windows, 0),
+            longer(batch.share, windows, 0.0))
 
 
 class PaddedMean(torch.nn.Module):
@@ -259,6 +255,7 @@ def find_pairs(windows: Windows, cutoff: float, max_atoms: int = 20_000) -> Pair
     return Pairs(ptr, np.concatenate(src), np.concatenate(dst))
 
 
+@dataclass(eq=False, repr=False)
 class CrystalWindows(Dataset):
     """Windows of crystals with targets; item i gives some or all windows of crystal i.
 
@@ -272,26 +269,21 @@ class CrystalWindows(Dataset):
     that a resumed run sees the same as an uninterrupted run.
     """
 
-    def __init__(
-        self,
-        windows: Sequence[Windows],
-        targets: np.ndarray,
-        cutoff: float,
-        windows_per_crystal: int | None = None,
-        refine: int = 1,
-        seed: int = 0,
-        epoch: int = 0,
-        pairs: Sequence[Pairs] | None = None,
-    ):
-        self.windows, self.targets, self.cutoff = windows, targets, cutoff
-        self.windows_per_crystal, self.refine = windows_per_crystal, refine
-        self.seed, self.epoch = seed, epoch
-        self.pairs = pairs or [find_pairs(w, cutoff) for w in windows]
+    windows: Sequence[Windows]
+    targets: np.ndarray  # (n, outputs)
+    cutoff: float  # Å
+    windows_per_crystal: int | None = None  # None for all
+    refine: int = 1
+    seed: int = 0
+    epoch: int = 0
+    pairs: Sequence[Pairs] | None = None  # found if not given
+
+    def __post_init__(self) -> None:
+        self.pairs = self.pairs or [find_pairs(w, self.cutoff) for w in self.windows]
 
     def at_epoch(self, epoch: int) -> CrystalWindows:
         """The same crystals with the draws of another epoch."""
-        return CrystalWindows(self.windows, self.targets, self.cutoff, self.windows_per_crystal,
-                              self.refine, self.seed, epoch, self.pairs)
+        return replace(self, epoch=epoch)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -311,6 +303,7 @@ class CrystalWindows(Dataset):
         return Item(windows, self.pairs[i], index, counts / counts.sum(), self.targets[i])
 
 
+@dataclass(eq=False, repr=False)
 class DrawnWindows(Dataset):
     """Windows of crystals with targets, cut anew for every item; for thousands of crystals.
 
@@ -318,29 +311,19 @@ class DrawnWindows(Dataset):
     ``windows_per_crystal`` points k of the cell: x_k = x_0 + k (1/g, 1/g², 1/g³) mod 1 with
     g⁴ = g + 1, a sequence that covers the cell evenly (M. Roberts, "The unreasonable effectiveness
     of quasirandom sequences", 2018), from a start x_0 that depends on (seed, epoch, crystal) alone.
-
-    Parameters
-    ----------
-    names : sequence of str
-    crystal : callable
-        The crystal of a name.
-    targets : (n, outputs) array
-    config : X3MatConfig
-        For radius, step and cutoff.
-    windows_per_crystal, seed, epoch : int
     """
 
-    def __init__(
-        self, names: Sequence[str], crystal: Callable[[str], Crystal], targets: np.ndarray,
-        config: X3MatConfig, windows_per_crystal: int, seed: int = 0, epoch: int = 0,
-    ):  # fmt: skip
-        self.names, self.crystal, self.targets, self.config = names, crystal, targets, config
-        self.windows_per_crystal, self.seed, self.epoch = windows_per_crystal, seed, epoch
+    names: Sequence[str]
+    crystal: Callable[[str], Crystal]  # of a name
+    targets: np.ndarray  # (n, outputs)
+    config: X3MatConfig  # for radius, step and cutoff
+    windows_per_crystal: int
+    seed: int = 0
+    epoch: int = 0
 
     def at_epoch(self, epoch: int) -> DrawnWindows:
         """The same crystals with the draws of another epoch."""
-        return DrawnWindows(self.names, self.crystal, self.targets, self.config,
-                            self.windows_per_crystal, self.seed, epoch)
+        return replace(self, epoch=epoch)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -349,38 +332,31 @@ class DrawnWindows(Dataset):
         k = np.arange(self.windows_per_crystal)
         start = np.random.default_rng([self.seed, self.epoch, i]).random(3)
         centers = (start + k[:, None] * STRIDE) % 1.0
-        ptr, positions, species = cut_spheres(
-            self.crystal(self.names[i]), centers, self.config.radius)
-        windows = Windows(
-            centers, np.ones(len(k), np.int64), ptr, positions, species, (len(k), 1, 1), k,
-            start, self.config.radius, self.config.step,
-        )  # fmt: skip
+        atoms = cut_spheres(self.crystal(self.names[i]), centers, self.config.radius)
+        windows = Windows(centers, np.ones(len(k), np.int64), *atoms, (len(k), 1, 1), k, start,
+                          self.config.radius, self.config.step)
         pairs = find_pairs.__wrapped__(windows, self.config.cutoff)  # never asked for again
         return Item(windows, pairs, k, np.full(len(k), 1 / len(k)), self.targets[i])
 
 
 def collate(items: Sequence[Item]) -> Batch:
     """Join the items of :class:`CrystalWindows` or :class:`DrawnWindows`."""
-    positions, species, src, dst, n_atoms, n_pairs = [], [], [], [], [], []
+    parts = []
     for windows, pairs, index, _, _ in items:
-        atoms, counts = _ragged(windows.ptr, index)
-        positions.append(windows.positions[atoms])
-        species.append(windows.species[atoms])
-        n_atoms.append(counts)
-        edges, counts = _ragged(pairs.ptr, index)
-        src.append(pairs.src[edges])
-        dst.append(pairs.dst[edges])
-        n_pairs.append(counts)
-    n_atoms, n_pairs = np.concatenate(n_atoms), np.concatenate(n_pairs)
+        atoms, n_atoms = _ragged(windows.ptr, index)
+        edges, n_pairs = _ragged(pairs.ptr, index)
+        parts.append((windows.positions[atoms], windows.species[atoms], n_atoms,
+                      pairs.src[edges], pairs.dst[edges], n_pairs))
+    positions, species, n_atoms, src, dst, n_pairs = map(np.concatenate, zip(*parts, strict=True))
     atom_ptr, pair_ptr = (np.concatenate([[0], np.cumsum(n)]) for n in (n_atoms, n_pairs))
     first = np.repeat(atom_ptr[:-1], n_pairs)  # pairs count from the first atom of their window
     as_float = torch.get_default_dtype()
     return Batch(
-        positions=torch.as_tensor(np.concatenate(positions), dtype=as_float),
-        species=torch.as_tensor(np.concatenate(species)),
+        positions=torch.as_tensor(positions, dtype=as_float),
+        species=torch.as_tensor(species),
         window=torch.as_tensor(np.repeat(np.arange(len(n_atoms)), n_atoms)),
-        src=torch.as_tensor(np.concatenate(src) + first),
-        dst=torch.as_tensor(np.concatenate(dst) + first),
+        src=torch.as_tensor(src + first),
+        dst=torch.as_tensor(dst + first),
         crystal=torch.as_tensor(np.repeat(np.arange(len(items)), [len(i.index) for i in items])),
         share=torch.as_tensor(np.concatenate([i.share for i in items]), dtype=as_float),
         target=torch.as_tensor(np.stack([i.target for i in items]), dtype=as_float),
@@ -430,11 +406,9 @@ class Learner(L.LightningModule):
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
             c = self.config
-            examples = (
-                b.to(self.device) for epoch in range(2)
-                for b in islice(self._loader(epoch), EXAMPLES)
-                if len(b.species) <= CAPTURED_ATOMS
-            )
+            examples = (b.to(self.device) for epoch in range(2)
+                        for b in islice(self._loader(epoch), EXAMPLES)
+                        if len(b.species) <= CAPTURED_ATOMS)
             self._replayed = Replayed(self.model, c.crystals_per_step,
                                       c.crystals_per_step * c.windows_per_crystal, examples)
 
@@ -482,10 +456,8 @@ class Learner(L.LightningModule):
         steps = max(int(self.trainer.estimated_stepping_batches), 4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, c.learning_rate, steps, pct_start=min(max(c.warm_up, 2 / steps), 0.5),
-            cycle_momentum=False, div_factor=20, final_div_factor=50,
-        )
-        return {"optimizer": optimizer,
-                "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            cycle_momentum=False, div_factor=20, final_div_factor=50)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _loader(data: Crystals, batch_size: int, sampler: Sequence[int] | None = None) -> DataLoader:
@@ -499,18 +471,15 @@ def _processes(n: int) -> dict:
     if not workers:
         return {}
     return {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 8,
-            "worker_init_fn": _one_thread}
+            "worker_init_fn": lambda _: torch.set_num_threads(1)}
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
+@dataclass
 class _Mapped(Dataset):
     """A function of each name."""
 
-    def __init__(self, function: Callable[[str], Any], names: Sequence[str]):
-        self.function, self.names = function, names
+    function: Callable[[str], Any]
+    names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -521,11 +490,8 @@ class _Mapped(Dataset):
 
 def _for_each(function: Callable[[str], Any], names: Sequence[str]) -> DataLoader:
     """function(name) of each name in order, by several processes where there are many."""
-    return DataLoader(_Mapped(function, names), None, collate_fn=_same, **_processes(len(names)))
-
-
-def _same(item: Any) -> Any:
-    return item
+    return DataLoader(_Mapped(function, names), None, collate_fn=lambda item: item,
+                      **_processes(len(names)))
 
 
 def set_constants(model: X3Mat, train: Crystals) -> None:
@@ -551,15 +517,8 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig,
-    train_set: Crystals,
-    validation_set: Crystals,
-    folder: str | Path,
-    *,
-    device: str = "auto",
-    devices: int | str = 1,
-    check_every: int = 5,
-    progress: bool = True,
+    config: TrainConfig, train_set: Crystals, validation_set: Crystals, folder: str | Path, *,
+    device: str = "auto", devices: int | str = 1, check_every: int = 5, progress: bool = True,
 ) -> TrainResult:
     """Train a model; resume if ``folder`` holds the checkpoint of an interrupted run.
 
@@ -594,40 +553,28 @@ def train(
         torch.manual_seed(config.seed)
         learner = Learner(config, train_set, validation_set)
         average = EMAWeightAveraging(decay=config.ema)
+        kept = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
+                               enable_version_counter=False)
         trainer = L.Trainer(
-            accelerator=device,
-            devices=devices,
-            max_epochs=config.epochs,
-            gradient_clip_val=config.clip,
-            reload_dataloaders_every_n_epochs=1,
-            check_val_every_n_epoch=min(check_every, config.epochs),
-            num_sanity_val_steps=0,
-            callbacks=[average, ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
-                                                enable_version_counter=False)],
-            logger=False,
-            enable_progress_bar=progress,
+            accelerator=device, devices=devices, max_epochs=config.epochs,
+            gradient_clip_val=config.clip, reload_dataloaders_every_n_epochs=1,
+            check_val_every_n_epoch=min(check_every, config.epochs), num_sanity_val_steps=0,
+            callbacks=[average, kept], logger=False, enable_progress_bar=progress,
             enable_model_summary=False,
         )
         last = folder / "last.ckpt"
-        on_gpu = trainer.strategy.root_device.type == "cuda"
-        with _tensor_float_32() if on_gpu else nullcontext():
-            trainer.fit(learner, ckpt_path=last if last.exists() else None)
         device_used = trainer.strategy.root_device
+        precision = torch.get_float32_matmul_precision()
+        if device_used.type == "cuda":  # 10 bits of mantissa are enough for gradients
+            torch.set_float32_matmul_precision("high")
+        try:
+            trainer.fit(learner, ckpt_path=last if last.exists() else None)
+        finally:
+            torch.set_float32_matmul_precision(precision)
         # a run that had already ended is not trained again and would keep unaveraged weights
         averaged = torch.load(last, map_location="cpu", weights_only=False)["state_dict"]
         learner.load_state_dict(averaged)
     return TrainResult(learner.model.to(device_used).eval(), learner.history, learner.seconds)
-
-
-@contextmanager
-def _tensor_float_32() -> Iterator[None]:
-    """Matrix products of GPUs with 10 bits of mantissa, enough for gradients; others exact."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def evaluate(model: X3Mat, windows: Iterable[Windows]) -> np.ndarray:
@@ -655,10 +602,8 @@ def crystals_of(
         return DrawnWindows(names, application.crystal, targets, config.model, number, config.seed)
     refine = config.refine if training else 1
     windows = application_windows(application, names, config.model, refine)
-    if training:
-        return CrystalWindows(windows, targets, config.model.cutoff, config.windows_per_crystal,
-                              refine, config.seed)
-    return CrystalWindows(windows, targets, config.model.cutoff)
+    draw = (config.windows_per_crystal, refine, config.seed) if training else ()
+    return CrystalWindows(windows, targets, config.model.cutoff, *draw)
 
 
 def application_windows(
@@ -727,19 +672,11 @@ def train_config(application: Application, changes: Sequence[str] = ()) -> Train
 
 
 def train_fold(
-    application: Application,
-    fold: int,
-    config: TrainConfig,
-    *,
-    models: Path | None = None,
-    records: Path | None = None,
-    runs: str | Path = "runs",
-    limit: int | None = None,
-    device: str = "auto",
-    devices: int | str = 1,
-    progress: bool = True,
+    application: Application, fold: int, config: TrainConfig, *,
+    models: Path | None = None, records: Path | None = None, runs: str | Path = "runs",
+    limit: int | None = None, device: str = "auto", devices: int | str = 1, progress: bool = True,
 ) -> dict:
-    """Train on one fold of an application, predict its rest, write checkpoint and record.
+    """Train on a fold of an application, predict its rest, write a checkpoint; the record of it.
 
     Parameters
     ----------
@@ -754,15 +691,11 @@ def train_fold(
         Folder of resumable states; a finished run is not repeated unless its state is deleted.
     limit : int, optional
         Use only the first so many crystals of the training set and of each half (smoke runs).
-
-    Returns
-    -------
-    dict
-        The record.
+    device, devices, progress
+        As for :func:`train`.
     """
     split, labels = application.folds()[fold], application.labels()
-    cut = slice(limit)
-    names = [split.train[cut], *(half[cut] for half in split.halves)]
+    names = [part[:limit] for part in (split.train, *split.halves)]
     tag = f"fold{fold}-seed{config.seed}"
     tag_folder = Path(runs) / application.name / tag
     result = train(config, crystals_of(application, names[0], config, training=True),
@@ -775,7 +708,7 @@ def train_fold(
         "unit": application.unit, "conditions": application.conditions,
         "columns": list(application.columns), "fold": fold, "seed": config.seed,
         "train": list(names[0]), "domain": _domain(application, names[0]),
-        "data_hash": hashlib.sha256(application.labels().to_csv().encode()).hexdigest(),
+        "data_hash": hashlib.sha256(labels.to_csv().encode()).hexdigest(),
         "training": asdict(config),
     }
     save_checkpoint(folder / f"{tag}.pt", result.model, about)
@@ -790,17 +723,16 @@ def train_fold(
          **({"label": y.tolist()} if application.table is None else {})}
         for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))
     ]
-    mae = np.abs(found - labels).mean()
     record = {
         "application": application.name, "fold": fold, "n_train": len(names[0]),
-        "rest_mae": float(mae), "unit": application.unit, "config": asdict(config),
-        "device": device, "history": result.history, "predictions": predictions,
+        "rest_mae": float(np.abs(found - labels).mean()), "unit": application.unit,
+        "config": asdict(config), "device": device, "history": result.history,
+        "predictions": predictions,
     }
     path = (records or paths.results(application.name) / "runs") / f"{tag}.json"
     return results.read_json(results.write(
         path.absolute(), record, seed=config.seed, wall_s=result.wall_s,
-        command=f"x3mat train {application.name} --fold {fold} --seed {config.seed}",
-    ))
+        command=f"x3mat train {application.name} --fold {fold} --seed {config.seed}"))
 
 
 def train_folds(
@@ -863,16 +795,15 @@ def summarize(application: Application) -> dict:
          "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
          "label": table[p["name"]], "predicted": p["predicted"][0]}
         for r in records for p in r["predictions"]
-    ])
-    wanted, validation, others = len(application.folds()), None, {}
+    ]).assign(error=lambda r: (r.predicted - r.label).abs())
+    wanted, drawn = len(application.folds()), {}
     if application.drawn:
-        error = (rows.predicted - rows.label).abs()
-        others = {
-            str(fold): {"test_mae": float(part.mean()), "n_seeds": rows.seed[part.index].nunique()}
-            for fold, part in error[rows.half == 1].groupby(rows.fold) if fold > 0
-        }
-        validation = float(error[(rows.fold == 0) & (rows.half == 0)].mean())
-        rows, wanted = rows[(rows.fold == 0) & (rows.half == 1)], 1
+        others = {str(fold): {"test_mae": float(part.error.mean()), "n_seeds": part.seed.nunique()}
+                  for fold, part in rows[rows.half == 1].groupby("fold") if fold > 0}
+        first, wanted = rows[rows.fold == 0], 1
+        drawn = {"validation_mae": float(first.error[first.half == 0].mean()),
+                 "other_splits": others}
+        rows = first[first.half == 1]
     complete = rows.groupby("seed").fold.nunique()
     seeds = sorted(int(s) for s in complete.index[complete == wanted])
     if not seeds:
@@ -881,8 +812,8 @@ def summarize(application: Application) -> dict:
     rows = rows[rows.seed.isin(seeds)]
     wide = rows.pivot(index="name", columns="seed", values="predicted")
     label = rows.groupby("name").label.first()
-    errors = (wide.sub(label, axis=0)).abs().to_numpy()  # (crystals, seeds)
-    r2 = 1 - (wide.sub(label, axis=0) ** 2).sum() / ((label - label.mean()) ** 2).sum()
+    deviation, variation = wide.sub(label, axis=0), ((label - label.mean()) ** 2).sum()
+    errors = deviation.abs().to_numpy()  # (crystals, seeds)
     rng = np.random.default_rng(0)
     draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
     together = wide.mean(axis=1)
@@ -895,27 +826,21 @@ def summarize(application: Application) -> dict:
     summary = {
         "application": application.name, "property": application.property,
         "conditions": application.conditions, "unit": application.unit,
-        "test_mae": float(errors.mean()), "test_r2": float(r2.mean()),
+        "test_mae": float(errors.mean()),
+        "test_r2": float((1 - (deviation**2).sum() / variation).mean()),
         "test_mae_of_each_seed": errors.mean(0).tolist(),
         "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
         "mae_of_mean_over_seeds": float((together - label).abs().mean()),
-        "r2_of_mean_over_seeds":
-            float(1 - ((together - label) ** 2).sum() / ((label - label.mean()) ** 2).sum()),
-        "test_mae_of_each_fold": rows.assign(e=(rows.predicted - rows.label).abs())
-            .groupby("fold").e.mean().tolist(),
-        "test_mae_of_each_half": rows.assign(e=(rows.predicted - rows.label).abs())
-            .groupby("half").e.mean().tolist(),
+        "r2_of_mean_over_seeds": float(1 - ((together - label) ** 2).sum() / variation),
+        "test_mae_of_each_fold": rows.groupby("fold").error.mean().tolist(),
+        "test_mae_of_each_half": rows.groupby("half").error.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
         "labels_revised_since_training": sorted(set(rows.name[changed])),
-        "n_test": len(label), "folds": wanted, "seeds": seeds,
-        "n_seeds": len(seeds),
+        "n_test": len(label), "folds": wanted, "seeds": seeds, "n_seeds": len(seeds),
         "config": used[0]["config"],
         "training_hardware": sorted({r["provenance"]["hardware"] for r in used}),
-        "training_wall_s": sum(r["provenance"]["wall_s"] for r in used),
+        "training_wall_s": sum(r["provenance"]["wall_s"] for r in used), **drawn,
     }
-    if application.drawn:
-        summary.update(validation_mae=validation, other_splits=others)
     return results.read_json(results.write(
         folder / "summary.json", summary, seed=seeds, wall_s=summary["training_wall_s"],
-        command=f"x3mat train {application.name} --summarize",
-    ))
+        command=f"x3mat train {application.name} --summarize"))
