@@ -12,10 +12,8 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-import os
 import sqlite3
 import tarfile
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -27,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from x3mat import paths
+from x3mat import paths, results
 from x3mat.crystal import Crystal, crystal_from_arrays, parse_cif
 from x3mat.errors import CrystalError, DataError
 
@@ -82,8 +80,7 @@ def iza(code: str) -> Crystal:
     key = code.upper().lstrip("-*")
     if key not in rows:
         raise _unknown(code, key, sorted(rows), "IZA framework")
-    lattice, numbers, frac_coords = rows[key]
-    return crystal_from_arrays(lattice, numbers, frac_coords, name=key)
+    return crystal_from_arrays(*rows[key], name=key)
 
 
 @lru_cache(maxsize=1)
@@ -97,10 +94,8 @@ def _iza_rows() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for cell, numbers, positions, keys in database.execute(query):
             lattice = np.frombuffer(cell, "<f8").reshape(3, 3)
             xyz = np.frombuffer(positions, "<f8").reshape(-1, 3)
-            rows[json.loads(keys)["fw"]] = (
-                lattice, np.frombuffer(numbers, "<i4").astype(np.int64),
-                np.linalg.solve(lattice.T, xyz.T).T,
-            )  # fmt: skip
+            numbers = np.frombuffer(numbers, "<i4").astype(np.int64)
+            rows[json.loads(keys)["fw"]] = lattice, numbers, np.linalg.solve(lattice.T, xyz.T).T
     return rows
 
 
@@ -154,14 +149,9 @@ def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
         table = _core_mof_single(name, subset)
     else:
         table = _core_mof_arrays(subset)
-    index = table["index"][name]
-    if table["cause"][index]:
-        raise CrystalError(name, str(table["cause"][index]), "Restore the CIF.")
-    part = slice(table["ptr"][index], table["ptr"][index + 1])
-    return crystal_from_arrays(
-        table["lattice"][index], table["species"][part].astype(np.int64),
-        table["frac_coords"][part], name=name,
-    )  # fmt: skip
+    if cause := str(table["cause"][table["index"][name]]):
+        raise CrystalError(name, cause, "Restore the CIF.")
+    return _crystal_of(table, name, "species", "frac_coords")
 
 
 def core_mofs(subset: Subset = "ASR") -> Iterator[Crystal | CrystalError]:
@@ -184,11 +174,7 @@ def qmof(name: str) -> Crystal:
     table = _qmof_arrays()
     if name not in table["index"]:
         raise _unknown(name, name, table["index"], "QMOF name")
-    i = table["index"][name]
-    part = slice(table["ptr"][i], table["ptr"][i + 1])
-    return crystal_from_arrays(
-        table["lattice"][i], table["Z"][part].astype(np.int64), table["frac"][part], name=name
-    )
+    return _crystal_of(table, name, "Z", "frac")
 
 
 @cache
@@ -201,38 +187,44 @@ def qmof_table() -> pd.DataFrame:
                         index=pd.Index(table["id"], name="name"))
 
 
+def _crystal_of(table: dict, name: str, species: str, frac_coords: str) -> Crystal:
+    """A crystal of flat arrays, two of which are called `species` and `frac_coords`."""
+    i = table["index"][name]
+    atoms = slice(table["ptr"][i], table["ptr"][i + 1])
+    return crystal_from_arrays(table["lattice"][i], table[species][atoms].astype(np.int64),
+                               table[frac_coords][atoms], name=name)
+
+
+def _indexed(path: Path, names: str) -> dict:
+    """The arrays of a file, with the place of each of `names`, one of them, as "index"."""
+    with np.load(path) as file:
+        table = dict(file)
+    return {**table, "index": {name: i for i, name in enumerate(table[names].tolist())}}
+
+
 @lru_cache(maxsize=1)
 def _qmof_arrays() -> dict:
     path = paths.external() / "qmof.npz"
     if not path.is_file():
         raise DataError(path, "the file of QMOF crystals is missing",
                         "Make it with tools/qmof_pack.py, and set X3MAT_DATA to its folder.")
-    keys = ("id", "Z", "frac", "ptr", "lattice", "bandgap_pbe_eV")
-    with np.load(path) as file:
-        table = {key: file[key] for key in keys}
-    table["index"] = {name: i for i, name in enumerate(table["id"].tolist())}
-    return table
+    return _indexed(path, "id")
 
 
 @lru_cache(maxsize=1)
 def _core_mof_arrays(subset: Subset) -> dict:
     path = _cache_path(subset)
     try:
-        table = _load(path)
+        return _indexed(path, "names")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
-        _write_atomically(path, _read_archive(_archive(subset)))
-        table = _load(path)
-    table["index"] = {name: i for i, name in enumerate(table["names"].tolist())}
-    return table
+        with results.replacing(path) as file:
+            np.savez_compressed(file, **_read_archive(subset))
+        return _indexed(path, "names")
 
 
 @lru_cache(maxsize=_FEW)
 def _core_mof_single(name: str, subset: Subset) -> dict:
-    return {**_read_archive(_archive(subset), name), "index": {name: 0}}
-
-
-def _archive(subset: Subset) -> Path:
-    return _core_mof_folder(subset) / f"2019-{subset}.tar.xz"
+    return {**_read_archive(subset, name), "index": {name: 0}}
 
 
 def _cache_path(subset: Subset) -> Path:
@@ -240,15 +232,10 @@ def _cache_path(subset: Subset) -> Path:
     return paths.cache() / f"core-mof-{version}-{subset}-v{_CACHE_FORMAT}.npz"
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
-
-
-def _read_archive(archive: Path, only: str | None = None) -> dict[str, np.ndarray]:
-    """All CIFs of an archive, or `only` one of them, as flat arrays; those that cannot be parsed
+def _read_archive(subset: Subset, only: str | None = None) -> dict[str, np.ndarray]:
+    """All CIFs of a subset, or `only` one of them, as flat arrays; those that cannot be parsed
     with their cause."""
-    found = {}
+    found, archive = {}, _core_mof_folder(subset) / f"2019-{subset}.tar.xz"
     with tarfile.open(archive, "r|xz") as tar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a formula may still count the solvent removed
         for member in tar:
@@ -265,26 +252,11 @@ def _read_archive(archive: Path, only: str | None = None) -> dict[str, np.ndarra
             if only == name:
                 break
     names = sorted(found)
-    counts = [len(found[name][1]) for name in names]
-    return {
-        "names": np.array(names),
-        "cause": np.array([found[name][3] for name in names]),
-        "ptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "lattice": np.array([found[name][0] for name in names]),
-        "species": np.concatenate([found[name][1] for name in names]).astype(np.uint8),
-        "frac_coords": np.concatenate([found[name][2] for name in names]),
-    }
-
-
-def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    lattice, species, frac_coords, cause = zip(*(found[name] for name in names), strict=True)
+    ptr = np.cumsum([0, *map(len, species)])
+    return {"names": np.array(names), "cause": np.array(cause), "ptr": ptr,
+            "lattice": np.array(lattice), "species": np.concatenate(species).astype(np.uint8),
+            "frac_coords": np.concatenate(frac_coords)}
 
 
 def _core_mof_folder(subset: str) -> Path:
@@ -297,9 +269,8 @@ def _package_folder(module: str, package: str) -> Path:
     """Folder of an installed module, which is not imported (zse fails at import)."""
     spec = util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise DataError(
-            package, "this optional package is not installed", f"Type: pip install {package}"
-        )
+        raise DataError(package, "this optional package is not installed",
+                        f"Type: pip install {package}")
     return Path(spec.origin).parent
 
 

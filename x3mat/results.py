@@ -6,13 +6,16 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,22 +32,17 @@ def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
     """Installed versions of Python and of those of `packages` that are present."""
     found = {"python": platform.python_version()}
     for name in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def hardware() -> str:
     """Processor, its number of cores, and the GPU where torch is loaded and sees one."""
     model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
+    with suppress(OSError):  # other systems than Linux have no such file
+        found = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = found[1].strip() if found else model
     text = f"{model}, {os.cpu_count()} cores"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -54,32 +52,20 @@ def hardware() -> str:
 
 def git_revision() -> str | None:
     """Commit of the repository, with ``+`` if tracked files differ from it; None outside one."""
-    root = paths.root()
-    if root is None:
-        return None
-    try:
-        commit, dirty = (
-            subprocess.run(
-                ["git", "-C", str(root), *arguments],
-                capture_output=True, text=True, check=True, timeout=20,
-            ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if dirty else "")
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    with suppress(OSError, subprocess.SubprocessError):
+        if root := paths.root():
+            return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True,
+                                  timeout=20).stdout.strip()
+    return None
 
 
 def provenance(*, seed: int | list[int] | None, command: str, wall_s: float) -> dict[str, Any]:
     """Where a number comes from: command, seed, versions, hardware, wall time (s), date, commit."""
     return {
-        "command": command,
-        "seed": seed,
-        "versions": versions(),
-        "hardware": hardware(),
+        "command": command, "seed": seed, "versions": versions(), "hardware": hardware(),
         "wall_s": round(float(wall_s), 3),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "git": git_revision(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "git": git_revision(),
     }
 
 
@@ -98,30 +84,33 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: str | Path, payload: Any) -> Path:
-    """Write `payload` as JSON so that a reader sees the old file or the new one, never a part."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A new file for `path`: a reader sees the old file or the whole new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(plain(payload), file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+        with os.fdopen(handle, "wb") as file:
+            yield file
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
+
+
+def write_json(path: str | Path, payload: Any) -> Path:
+    """Write `payload` as JSON, atomically."""
+    text = json.dumps(plain(payload), indent=1, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as file:
+        file.write(f"{text}\n".encode())
+    return Path(path)
 
 
 def write(
-    relative_path: str | Path,
-    payload: dict[str, Any],
-    *,
-    seed: int | list[int] | None,
-    command: str,
-    wall_s: float,
+    relative_path: str | Path, payload: dict[str, Any], *,
+    seed: int | list[int] | None, command: str, wall_s: float,
 ) -> Path:
     """Write `payload` with its provenance to ``data/results/<relative_path>``.
 
@@ -141,7 +130,7 @@ def write(
     Returns
     -------
     Path
-        The file written; its key ``"provenance"`` is that of `provenance`.
+        The file written; its key ``"provenance"`` is what :func:`provenance` gives.
     """
     full = {**payload, "provenance": provenance(seed=seed, command=command, wall_s=wall_s)}
     return write_json(paths.results(relative_path), full)

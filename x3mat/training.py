@@ -56,43 +56,20 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARN
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
-
-    Attributes
-    ----------
-    model : X3MatConfig
-    epochs : int
-    crystals_per_step : int
-        Batch size.
-    windows_per_crystal : int
-        Windows drawn from each crystal and step (see :class:`CrystalWindows`); crystals with
-        fewer orbits give all.
-    refine : int
-        Training moves the grid of windows at random by multiples of 1/refine of its spacing.
-    learning_rate, weight_decay, clip : float
-        AdamW's peak rate and decay; largest norm of the gradient.
-    warm_up : float
-        Share of the steps in which the rate rises; then it falls as a cosine.
-    ema : float
-        Decay per step of the exponential moving average of the weights, which is what is kept.
-    max_atoms : int
-        Atoms of windows in memory at a time.
-    seed : int
-        Of the weights, the order of crystals and the windows drawn.
-    """
+    """How to train."""
 
     model: X3MatConfig = field(default_factory=X3MatConfig)
     epochs: int = 100
-    crystals_per_step: int = 8
-    windows_per_crystal: int = 24
-    refine: int = 1
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-3
-    clip: float = 10.0
-    warm_up: float = 0.05
-    ema: float = 0.99
-    max_atoms: int = 5_000
-    seed: int = 0
+    crystals_per_step: int = 8  # batch size
+    windows_per_crystal: int = 24  # drawn in each step; crystals with fewer orbits give all
+    refine: int = 1  # grids of windows are moved at random by multiples of 1/refine of the spacing
+    learning_rate: float = 3e-3  # AdamW's peak rate
+    weight_decay: float = 1e-3  # AdamW's
+    clip: float = 10.0  # largest norm of the gradient
+    warm_up: float = 0.05  # share of the steps in which the rate rises; then it falls as a cosine
+    ema: float = 0.99  # decay per step of the exponential average of the weights, which is kept
+    max_atoms: int = 5_000  # of windows in memory at a time
+    seed: int = 0  # of the weights, the order of crystals and the windows drawn
 
 
 @dataclass(frozen=True)
