@@ -17,6 +17,7 @@ at the surface of the window: the contribution is a smooth function of the windo
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -362,9 +363,13 @@ class RadialNetwork(nn.Module):
         )
 
     def forward(self, edges: Edges) -> Tensor:
+        return self.rest[-1](self.hidden(edges))
+
+    def hidden(self, edges: Edges) -> Tensor:
+        """What the last linear map reads, (E, hidden)."""
         x = self.distance(edges.basis)
         x = x + (edges.element @ self.sender).index_select(0, edges.src)
-        return self.rest(x + (edges.element @ self.receiver).index_select(0, edges.dst))
+        return self.rest[:-1](x + (edges.element @ self.receiver).index_select(0, edges.dst))
 
 
 class Attention(nn.Module):
@@ -557,21 +562,43 @@ class X3Mat(nn.Module):
             window_graph(positions, species, ptr, self.config.cutoff, self.config.radius)
         )
 
-    def geometry(self, graph: WindowGraph) -> tuple[Edges, Tensor]:
-        """Edges and their Wigner matrices, (E, T, S): what does not depend on the weights."""
+    def geometry(self, graph: WindowGraph) -> tuple:
+        """What :meth:`network` reads of a graph and does not depend on the weights."""
+        fast = self._kernels(graph.positions)
+        return fast.geometry(self, graph) if fast else self.plain_geometry(graph)
+
+    def plain_geometry(self, graph: WindowGraph) -> tuple[Edges, Tensor]:
+        """Edges and their Wigner matrices, (E, T, S)."""
+        edges, frames, directed = self.frames(graph)
+        return edges, self.wigner(frames) * directed[:, None, :]
+
+    def frames(self, graph: WindowGraph) -> tuple[Edges, Tensor, Tensor]:
+        """All edges; of those that carry messages the frames, (E, 3, 3), and what multiplies the
+        columns of their Wigner matrices, (E, S)."""
         edges = self._edges(graph)
         used = edges if len(self.blocks) > 1 else edges.first(len(graph.positions))
-        turns = self.wigner(edge_frames(used.vector))
-        return edges, turns * self._directed(used.vector)[:, None, :]
+        return edges, edge_frames(used.vector), self._directed(used.vector)
 
-    def network(
-        self, graph: WindowGraph, geometry: tuple[Edges, Tensor] | None = None
-    ) -> Tensor:
-        """Contributions, (W, outputs).
+    def network(self, graph: WindowGraph, geometry: tuple | None = None) -> Tensor:
+        """Contributions, (W, outputs): by fused kernels where they can run, else the plain layers.
 
         ``geometry``, from another model of the same configuration, saves computing it again.
         """
-        edges, wigner = geometry or self.geometry(graph)
+        geometry, fast = geometry or self.geometry(graph), self._kernels(graph.positions)
+        return (fast.network if fast else X3Mat.plain_network)(self, graph, geometry)
+
+    def _kernels(self, positions: Tensor):
+        """:mod:`x3mat.kernels` where it can stand in for the plain layers. Imported when needed,
+        since Triton takes long to import."""
+        if not positions.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            return None
+        from x3mat import kernels
+
+        return kernels if kernels.usable(self, positions) else None
+
+    def plain_network(self, graph: WindowGraph, geometry: tuple[Edges, Tensor]) -> Tensor:
+        """:meth:`network` by the layers of this module, on any device: the reference."""
+        edges, wigner = geometry
         n_windows, n_probe = graph.n_windows, len(graph.positions)  # edges to probes come first
         x = self._embed(edges, n_windows)
         for block in self.blocks[:-1]:
@@ -609,15 +636,19 @@ class X3Mat(nn.Module):
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
         c, n = self.config.channels, len(edges.element)
         radial = self.degree_embedding(edges).split(c, dim=1)
-        degree = torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
-        direction = nn.functional.normalize(edges.vector, dim=-1)
-        harmonics = spherical_harmonics(direction, self.config.l_max)
-        harmonics = harmonics * self._directed(edges.vector) * (edges.weight / degree)[:, None]
+        harmonics = self.harmonics(edges, n_windows)
         parts = [harmonics[:, l_ * l_ : (l_ + 1) ** 2, None] * radial_l[:, None]
                  for l_, radial_l in enumerate(radial)]
         scalars = (edges.element @ self.embedding)[:, None]
         x = torch.cat([scalars, scalars.new_zeros(n, len(self.degree_of_row) - 1, c)], dim=1)
         return x.index_add(0, edges.dst, torch.cat(parts, dim=1))
+
+    def harmonics(self, edges: Edges, n_windows: int) -> Tensor:
+        """u_ij Y_l(r_ij) / mean degree, (E, S)."""
+        degree = torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
+        direction = nn.functional.normalize(edges.vector, dim=-1)
+        harmonics = spherical_harmonics(direction, self.config.l_max)
+        return harmonics * self._directed(edges.vector) * (edges.weight / degree)[:, None]
 
     def _directed(self, vectors: Tensor) -> Tensor:
         """Factor of each row, (E, S): 1 for l = 0, else 1 − u(r / 0.5 Å).

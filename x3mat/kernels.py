@@ -1,0 +1,859 @@
+"""The network on a GPU: fused Triton kernels behind :meth:`x3mat.model.X3Mat.network`.
+
+Same weights and same outputs as the plain PyTorch layers of :mod:`x3mat.model`, to which every
+name here refers; tests compare outputs and all gradients. On a GPU those layers wait for memory,
+not for arithmetic: each of a hundred small operations reads and writes all features of all edges.
+Here an attention layer is four fused steps between the matrix products, which cuBLAS does:
+
+    rotate   gather x_j and x_i, turn into the edge frame, scale by the radial weights
+    gate     SiLU of the scalars, sigmoid gates of the other degrees
+    weigh    logits → w_ij = u_ij e^{z_ij}
+    attend   Σ_j w_ij D_ijᵀ v_ij / (1 + Σ_j w_ij), one program for each receiving node
+
+No sum needs an atomic addition: edges are sorted by receiver, and a permutation sorts them by
+sender. The backward pass computes again what is cheaper to compute than to keep; of each edge and
+layer only the output of the first convolution is stored.
+
+Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
+shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the
+SO(2) convolutions are plain matrix products. Of the Wigner matrices only what is not zero by
+symmetry is kept: 115 of 475 numbers for L = 4, M = 2.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no Triton for this platform: the plain layers serve
+    triton = None
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, slowly: for tests
+EDGES = 4  # of a program that works edge by edge
+PROGRAMS = 1024  # that share a sum over all nodes
+
+
+def usable(model, x: Tensor) -> bool:
+    """Whether the kernels can stand in for the plain layers: float32 on a GPU, no gradient with
+    respect to positions, channels and heads that are powers of two."""
+    c, heads = model.config.channels, model.config.heads
+    return (
+        triton is not None and (x.is_cuda or INTERPRETED) and x.dtype == torch.float32
+        and not x.requires_grad and c & (c - 1) == 0 and heads & (heads - 1) == 0 and c >= 16
+    )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Geometry of some edges, in the order of :class:`x3mat.model.Edges`."""
+
+    src: Tensor  # (E,)
+    dst: Tensor  # (E,) sorted
+    weight: Tensor  # (E,)
+    wigner: Tensor  # (E, P) not-zero elements of the Wigner matrices, row by row
+    start: Tensor  # (N + 1,) first edge of each receiver
+    by_src: Tensor  # (E,) permutation that sorts the edges by sender
+    start_src: Tensor  # (N + 1,) first of each sender in by_src
+
+
+if triton is not None:
+    # ------------------------------------------------------------------------- addresses
+
+    @triton.constexpr_function
+    def signed(m, negative):
+        return -m if negative else m
+
+    @triton.constexpr_function
+    def orders(l_, m_max):
+        """Largest order kept of degree l."""
+        return min(l_, m_max)
+
+    @triton.constexpr_function
+    def wigner_at(l_, m, m_max):
+        """Offset of row (l, m) of the packed Wigner matrices; (L + 1, −M) gives their size."""
+        before = sum((2 * k + 1) * (2 * min(k, m_max) + 1) for k in range(l_))
+        return before + (m + min(l_, m_max)) * (2 * l_ + 1)
+
+    @triton.constexpr_function
+    def block(m, l_max):
+        """Rows before the block of order m."""
+        k = abs(m)
+        before = sum((2 if j else 1) * (l_max + 1 - j) for j in range(k))
+        return before + (l_max + 1 - k if m < 0 else 0)
+
+    @triton.constexpr_function
+    def row_at(l_, m, l_max):
+        """Place of row (l, m) where the rows are sorted by |m|."""
+        k = abs(m)
+        before = sum((2 if j else 1) * (l_max + 1 - j) for j in range(k))
+        return before + (l_max + 1 - k if m < 0 else 0) + l_ - k
+
+    @triton.constexpr_function
+    def radial_at(l_, m, l_max):
+        """Row of the radial weights of (l, ±m)."""
+        return sum(l_max + 1 - j for j in range(abs(m))) + l_ - abs(m)
+
+    @triton.constexpr_function
+    def harmonic_scale(l_, m):
+        """√((2l + 1)(2 − δ_m0)(l − m)!/(l + m)!)."""
+        ratio = 1.0
+        for k in range(l_ - m + 1, l_ + m + 1):
+            ratio /= k
+        return ((2 * l_ + 1) * (2 if m else 1) * ratio) ** 0.5
+
+    @triton.constexpr_function
+    def double_factorial(m):
+        """(2m − 1)!!"""
+        value = 1.0
+        for k in range(1, 2 * m, 2):
+            value *= k
+        return value
+
+    @triton.jit
+    def edge_row(e, n_edges, l_: tl.constexpr, m: tl.constexpr, L: tl.constexpr, C: tl.constexpr):
+        """Address of row (l, m) of edge e in the blocks."""
+        k: tl.constexpr = m if m >= 0 else -m
+        return (block(m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
+
+    @triton.jit
+    def mixed_row(e, n_edges, l_: tl.constexpr, m: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
+                  width: tl.constexpr):
+        """The same in the output of the first convolution, whose m = 0 block has the degrees
+        l ≥ 1, the scalars, the gates and the logits: ``width`` numbers in all."""
+        if m == 0:
+            return e * width + (l_ - 1) * C
+        return n_edges * width + edge_row(e, n_edges, l_, m, L, C) - n_edges * ((L + 1) * C)
+
+    @triton.jit
+    def nothing(n: tl.constexpr, C: tl.constexpr):
+        rows = ()
+        for _ in tl.static_range(n):
+            rows = rows + (tl.zeros([C], tl.float32),)
+        return rows
+
+    # --------------------------------------------------------------------------- kernels
+    # h: (S, N, 2C), of_sender and of_receiver side by side. Letters as in model.py; n_edges,
+    # n_nodes: E, N.
+
+    @triton.jit
+    def wigner_kernel(
+        frames, directed, points, inverse, wigner, n_edges, L: tl.constexpr, M: tl.constexpr,
+        P: tl.constexpr, LANES: tl.constexpr, EDGES: tl.constexpr,
+    ):
+        """Packed D: see :class:`x3mat.model.WignerMatrices`."""
+        size: tl.constexpr = wigner_at(L + 1, -M, M)
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        p = tl.arange(0, LANES)
+        x = tl.zeros([EDGES, LANES], tl.float32)
+        y, z = x, x
+        for i in tl.static_range(3):
+            point = tl.load(points + p * 3 + i, mask=p < P, other=0.0)[None, :]
+            x += tl.load(frames + e * 9 + 3 * i, mask=live, other=0.0)[:, None] * point
+            y += tl.load(frames + e * 9 + 3 * i + 1, mask=live, other=0.0)[:, None] * point
+            z += tl.load(frames + e * 9 + 3 * i + 2, mask=live, other=0.0)[:, None] * point
+        factor = tl.load(directed + e, mask=live, other=0.0)
+        square = x * x + y * y + z * z
+        cosine = tl.full([EDGES, LANES], 1.0, tl.float32)
+        sine = tl.zeros([EDGES, LANES], tl.float32)
+        for m in tl.static_range(L + 1):
+            before = tl.zeros([EDGES, LANES], tl.float32)
+            legendre = tl.full([EDGES, LANES], double_factorial(m), tl.float32)
+            for l_ in tl.static_range(m, L + 1):
+                for sign in tl.static_range(2 if m else 1):
+                    value = harmonic_scale(l_, m) * legendre * (sine if sign else cosine)
+                    for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                        row = inverse + row_at(l_, k, L) * P + p
+                        weight = tl.load(row, mask=p < P, other=0.0)[None, :]
+                        total = tl.sum(weight * value, axis=1)
+                        total = total * factor if l_ else total
+                        at = wigner_at(l_, k, M) + l_ + signed(m, sign)
+                        tl.store(wigner + e * size + at, total, mask=live)
+                after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
+                before, legendre = legendre, after
+            cosine, sine = z * cosine - x * sine, x * cosine + z * sine
+
+    @triton.jit
+    def rotate_kernel(
+        h, src, dst, wigner, radial, out, n_edges, n_nodes, L: tl.constexpr, M: tl.constexpr,
+        stored: tl.constexpr, C: tl.constexpr, EDGES: tl.constexpr,
+    ):
+        """D (A x_j + B x_i) ⊙ radial."""
+        size: tl.constexpr = wigner_at(L + 1, -stored, stored)
+        width: tl.constexpr = radial_at(L + 1, M, L) * C
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        c = tl.arange(0, C)[None, :]
+        mask = live[:, None] & (c < C)
+        i = tl.load(src + e, mask=live, other=0)[:, None]
+        j = tl.load(dst + e, mask=live, other=0)[:, None]
+        for l_ in tl.static_range(L + 1):
+            x = ()
+            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                sent = tl.load(h + (s * n_nodes + i) * (2 * C) + c, mask=mask, other=0.0)
+                heard = tl.load(h + (s * n_nodes + j) * (2 * C) + C + c, mask=mask, other=0.0)
+                x = x + (sent + heard,)
+            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                at = wigner + e * size + wigner_at(l_, m, stored)
+                turned = tl.zeros([EDGES, C], tl.float32)
+                for s in tl.static_range(2 * l_ + 1):
+                    turned += tl.load(at + s, mask=live, other=0.0)[:, None] * x[s]
+                r = radial + e[:, None] * width + radial_at(l_, m, L) * C + c
+                to = out + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+                tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
+
+    @triton.jit
+    def rotate_back_receiver_kernel(
+        h, src, start, wigner, radial, grad, grad_radial, grad_h, n_edges, n_nodes,
+        L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr,
+    ):
+        """Gradients of radial and of B x_i: sums over the edges to a node."""
+        size: tl.constexpr = wigner_at(L + 1, -stored, stored)
+        width: tl.constexpr = radial_at(L + 1, M, L) * C
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        acc = nothing((L + 1) * (L + 1), C)
+        e = tl.load(start + n)
+        stop = tl.load(start + n + 1)
+        while e < stop:
+            i = tl.load(src + e)
+            new = ()
+            for l_ in tl.static_range(L + 1):
+                x = ()
+                part = ()
+                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                    sent = tl.load(h + (s * n_nodes + i) * (2 * C) + c)
+                    x = x + (sent + tl.load(h + (s * n_nodes + n) * (2 * C) + C + c),)
+                    part = part + (acc[s],)
+                for k in tl.static_range(orders(l_, M) + 1):
+                    r_at = e * width + radial_at(l_, k, L) * C + c
+                    r = tl.load(radial + r_at)
+                    total = tl.zeros([C], tl.float32)
+                    for sign in tl.static_range(2 if k else 1):
+                        at = wigner + e * size + wigner_at(l_, signed(k, sign), stored)
+                        g = tl.load(grad + edge_row(e, n_edges, l_, signed(k, sign), L, C) + c)
+                        turned = tl.zeros([C], tl.float32)
+                        next_part = ()
+                        for s in tl.static_range(2 * l_ + 1):
+                            d = tl.load(at + s)
+                            turned += d * x[s]
+                            next_part = next_part + (part[s] + d * (r * g),)
+                        part = next_part
+                        total += turned * g
+                    tl.store(grad_radial + r_at, total)
+                new = new + part
+            acc = new
+            e += 1
+        for s in tl.static_range((L + 1) * (L + 1)):
+            tl.store(grad_h + (s * n_nodes + n) * (2 * C) + C + c, acc[s])
+
+    @triton.jit
+    def rotate_back_sender_kernel(
+        order, start, wigner, radial, grad, grad_h, n_edges, n_nodes,
+        L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr,
+    ):
+        """Gradient of A x_j: sums over the edges from a node."""
+        size: tl.constexpr = wigner_at(L + 1, -stored, stored)
+        width: tl.constexpr = radial_at(L + 1, M, L) * C
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        acc = nothing((L + 1) * (L + 1), C)
+        k = tl.load(start + n)
+        stop = tl.load(start + n + 1)
+        while k < stop:
+            e = tl.load(order + k)
+            new = ()
+            for l_ in tl.static_range(L + 1):
+                part = ()
+                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                    part = part + (acc[s],)
+                for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                    at = wigner + e * size + wigner_at(l_, m, stored)
+                    g = tl.load(grad + edge_row(e, n_edges, l_, m, L, C) + c)
+                    g *= tl.load(radial + e * width + radial_at(l_, m, L) * C + c)
+                    next_part = ()
+                    for s in tl.static_range(2 * l_ + 1):
+                        next_part = next_part + (part[s] + tl.load(at + s) * g,)
+                    part = next_part
+                new = new + part
+            acc = new
+            k += 1
+        for s in tl.static_range((L + 1) * (L + 1)):
+            tl.store(grad_h + (s * n_nodes + n) * (2 * C) + c, acc[s])
+
+    @triton.jit
+    def gate_kernel(
+        mixed, out, n_edges, width: tl.constexpr, L: tl.constexpr, M: tl.constexpr,
+        C: tl.constexpr, EDGES: tl.constexpr,
+    ):
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)[:, None]
+        c = tl.arange(0, C)[None, :]
+        mask = (e < n_edges) & (c < C)
+        scalar = tl.load(mixed + e * width + L * C + c, mask=mask, other=0.0)
+        tl.store(out + edge_row(e, n_edges, 0, 0, L, C) + c, scalar * tl.sigmoid(scalar), mask=mask)
+        for l_ in tl.static_range(1, L + 1):
+            gate = tl.load(mixed + e * width + (L + l_) * C + c, mask=mask, other=0.0)
+            gate = tl.sigmoid(gate)
+            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                x = mixed + mixed_row(e, n_edges, l_, m, L, C, width) + c
+                to = out + edge_row(e, n_edges, l_, m, L, C) + c
+                tl.store(to, tl.load(x, mask=mask, other=0.0) * gate, mask=mask)
+
+    @triton.jit
+    def gate_back_kernel(
+        mixed, grad, grad_mixed, n_edges, width: tl.constexpr, L: tl.constexpr, M: tl.constexpr,
+        C: tl.constexpr, EDGES: tl.constexpr,
+    ):
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)[:, None]
+        c = tl.arange(0, C)[None, :]
+        mask = (e < n_edges) & (c < C)
+        at = e * width + L * C + c
+        scalar = tl.load(mixed + at, mask=mask, other=0.0)
+        s = tl.sigmoid(scalar)
+        g = tl.load(grad + edge_row(e, n_edges, 0, 0, L, C) + c, mask=mask, other=0.0)
+        tl.store(grad_mixed + at, g * s * (1 + scalar * (1 - s)), mask=mask)
+        for l_ in tl.static_range(1, L + 1):
+            at = e * width + (L + l_) * C + c
+            gate = tl.sigmoid(tl.load(mixed + at, mask=mask, other=0.0))
+            total = tl.zeros([EDGES, C], tl.float32)
+            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                row = mixed_row(e, n_edges, l_, m, L, C, width) + c
+                x = tl.load(mixed + row, mask=mask, other=0.0)
+                g = tl.load(grad + edge_row(e, n_edges, l_, m, L, C) + c, mask=mask, other=0.0)
+                total += g * x
+                tl.store(grad_mixed + row, g * gate, mask=mask)
+            tl.store(grad_mixed + at, total * gate * (1 - gate), mask=mask)
+
+    @triton.jit
+    def weigh_kernel(
+        mixed, edge_weight, gain, bias, logit, out, n_edges, width: tl.constexpr,
+        first: tl.constexpr, H: tl.constexpr, A: tl.constexpr, EDGES: tl.constexpr,
+    ):
+        """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        head = tl.program_id(1)
+        a = tl.arange(0, A)
+        s = tl.load(mixed + (e * width + first + head * A)[:, None] + a[None, :],
+                    mask=live[:, None], other=0.0)
+        s = s - tl.sum(s, axis=1)[:, None] / A
+        s = s / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
+        t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
+        t = tl.where(t > 0, t, 0.2 * t) * tl.load(logit + head * A + a)[None, :]
+        weight = tl.exp(tl.sum(t, axis=1)) * tl.load(edge_weight + e, mask=live, other=0.0)
+        tl.store(out + e * H + head, weight, mask=live)
+
+    @triton.jit
+    def weigh_back_kernel(
+        mixed, weight, gain, bias, logit, grad, grad_mixed, grad_parameters, n_edges,
+        width: tl.constexpr, first: tl.constexpr, H: tl.constexpr, A: tl.constexpr,
+        EDGES: tl.constexpr,
+    ):
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        head = tl.program_id(1)
+        a = tl.arange(0, A)
+        at = (e * width + first + head * A)[:, None] + a[None, :]
+        s = tl.load(mixed + at, mask=live[:, None], other=0.0)
+        s = s - tl.sum(s, axis=1)[:, None] / A
+        inverse = 1 / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
+        s = s * inverse
+        t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
+        g = tl.load(grad + e * H + head, mask=live, other=0.0)
+        g = (g * tl.load(weight + e * H + head, mask=live, other=0.0))[:, None]
+        to = grad_parameters + (tl.program_id(0) * H + head) * (3 * A) + a
+        tl.store(to + 2 * A, tl.sum(g * tl.where(t > 0, t, 0.2 * t), axis=0))
+        g = g * tl.load(logit + head * A + a)[None, :] * tl.where(t > 0, 1.0, 0.2)
+        tl.store(to, tl.sum(g * s, axis=0))
+        tl.store(to + A, tl.sum(g, axis=0))
+        g = g * tl.load(gain + a)[None, :]
+        g = g - tl.sum(g, axis=1)[:, None] / A - s * (tl.sum(g * s, axis=1)[:, None] / A)
+        tl.store(grad_mixed + at, g * inverse, mask=live[:, None])
+
+    @triton.jit
+    def attend_kernel(
+        value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: tl.constexpr,
+        L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr, H: tl.constexpr,
+    ):
+        """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        head = c // (C // H)
+        acc = nothing((L + 1) * (L + 1), C)
+        total = tl.full([C], 1.0, tl.float32)
+        e = tl.load(start + n)
+        stop = tl.load(start + n + 1)
+        while e < stop:
+            w = tl.load(weight + e * H + head)
+            total += w
+            new = ()
+            for l_ in tl.static_range(L + 1):
+                v = ()
+                for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                    v = v + (w * tl.load(value + edge_row(e, n_edges, l_, m, L, C) + c),)
+                for s in tl.static_range(2 * l_ + 1):
+                    row = acc[l_ * l_ + s]
+                    for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                        d = tl.load(wigner + e * size + wigner_at(l_, m, stored) + s)
+                        row += d * v[m + orders(l_, M)]
+                    new = new + (row,)
+            acc = new
+            e += 1
+        for s in tl.static_range((L + 1) * (L + 1)):
+            tl.store(out + (s * n_nodes + n) * C + c, acc[s] / total)
+        tl.store(inverse + n * H + head, 1 / total)
+
+    @triton.jit
+    def attend_back_kernel(
+        value, weight, start, wigner, out, inverse, grad, grad_value, grad_weight, n_edges,
+        n_nodes, size: tl.constexpr, L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr,
+        C: tl.constexpr, H: tl.constexpr,
+    ):
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        head = c // (C // H)
+        scale = tl.load(inverse + n * H + head)
+        g = ()
+        mean = tl.zeros([C], tl.float32)
+        for s in tl.static_range((L + 1) * (L + 1)):
+            row = (s * n_nodes + n) * C + c
+            g = g + (tl.load(grad + row) * scale,)
+            mean += g[s] * tl.load(out + row)
+        e = tl.load(start + n)
+        stop = tl.load(start + n + 1)
+        while e < stop:
+            w = tl.load(weight + e * H + head)
+            change = -mean
+            for l_ in tl.static_range(L + 1):
+                for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                    turned = tl.zeros([C], tl.float32)
+                    for s in tl.static_range(2 * l_ + 1):
+                        d = tl.load(wigner + e * size + wigner_at(l_, m, stored) + s)
+                        turned += d * g[l_ * l_ + s]
+                    at = edge_row(e, n_edges, l_, m, L, C) + c
+                    change += turned * tl.load(value + at)
+                    tl.store(grad_value + at, turned * w)
+            change = tl.sum(tl.reshape(change, [H, C // H]), axis=1)
+            tl.store(grad_weight + e * H + tl.arange(0, H), change)
+            e += 1
+
+    @triton.jit
+    def embed_kernel(
+        radial, harmonics, scalars, start, out, n_nodes, L: tl.constexpr, C: tl.constexpr
+    ):
+        """Scalars plus Σ_j Y radial."""
+        rows: tl.constexpr = (L + 1) * (L + 1)
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        acc = (tl.load(scalars + n * C + c),) + nothing(rows - 1, C)
+        e = tl.load(start + n)
+        stop = tl.load(start + n + 1)
+        while e < stop:
+            new = ()
+            for l_ in tl.static_range(L + 1):
+                r = tl.load(radial + (e * (L + 1) + l_) * C + c)
+                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                    new = new + (acc[s] + tl.load(harmonics + e * rows + s) * r,)
+            acc = new
+            e += 1
+        for s in tl.static_range(rows):
+            tl.store(out + (s * n_nodes + n) * C + c, acc[s])
+
+    @triton.jit
+    def embed_back_kernel(
+        grad, harmonics, dst, out, n_edges, n_nodes, L: tl.constexpr, C: tl.constexpr,
+        EDGES: tl.constexpr,
+    ):
+        rows: tl.constexpr = (L + 1) * (L + 1)
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        c = tl.arange(0, C)[None, :]
+        mask = live[:, None] & (c < C)
+        n = tl.load(dst + e, mask=live, other=0)[:, None]
+        for l_ in tl.static_range(L + 1):
+            total = tl.zeros([EDGES, C], tl.float32)
+            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                y = tl.load(harmonics + e * rows + s, mask=live, other=0.0)[:, None]
+                at = (s * n_nodes + n) * C + c
+                total += y * tl.load(grad + at, mask=mask, other=0.0)
+            tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, total, mask=mask)
+
+    @triton.jit
+    def norm_kernel(
+        x, weight, bias, gamma, out, n_nodes, eps, L: tl.constexpr, C: tl.constexpr
+    ):
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        scalar = tl.load(x + n * C + c)
+        scalar = scalar - tl.sum(scalar) / C
+        scalar = scalar / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
+        tl.store(out + n * C + c, scalar * tl.load(weight + c) + tl.load(bias + c))
+        square = tl.zeros([C], tl.float32)
+        for l_ in tl.static_range(1, L + 1):
+            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                v = tl.load(x + (s * n_nodes + n) * C + c)
+                square += v * v / ((2 * l_ + 1) * L * C)
+        scale = 1 / tl.sqrt(tl.sum(square) + eps)
+        for l_ in tl.static_range(1, L + 1):
+            g = scale * tl.load(gamma + (l_ - 1) * C + c)
+            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                at = (s * n_nodes + n) * C + c
+                tl.store(out + at, tl.load(x + at) * g)
+
+    @triton.jit
+    def norm_back_kernel(
+        x, weight, gamma, grad, grad_x, grad_parameters, n_nodes, eps, L: tl.constexpr,
+        C: tl.constexpr,
+    ):
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        acc = nothing(L + 2, C)  # weight, bias, gamma
+        while n < n_nodes:
+            scalar = tl.load(x + n * C + c)
+            scalar = scalar - tl.sum(scalar) / C
+            inverse = 1 / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
+            scalar = scalar * inverse
+            g = tl.load(grad + n * C + c)
+            new = (acc[0] + g * scalar, acc[1] + g)
+            g = g * tl.load(weight + c)
+            g = g - tl.sum(g) / C - scalar * (tl.sum(g * scalar) / C)
+            tl.store(grad_x + n * C + c, g * inverse)
+            square = tl.zeros([C], tl.float32)
+            product = tl.zeros([C], tl.float32)
+            sums = ()
+            for l_ in tl.static_range(1, L + 1):
+                total = tl.zeros([C], tl.float32)
+                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                    at = (s * n_nodes + n) * C + c
+                    v = tl.load(x + at)
+                    square += v * v / ((2 * l_ + 1) * L * C)
+                    total += v * tl.load(grad + at)
+                product += total * tl.load(gamma + (l_ - 1) * C + c)
+                sums = sums + (total,)
+            scale = 1 / tl.sqrt(tl.sum(square) + eps)
+            common = tl.sum(product) * scale * scale * scale / (L * C if L else 1)
+            for l_ in tl.static_range(1, L + 1):
+                new = new + (acc[l_ + 1] + sums[l_ - 1] * scale,)
+                r = scale * tl.load(gamma + (l_ - 1) * C + c)
+                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                    at = (s * n_nodes + n) * C + c
+                    change = tl.load(grad + at) * r - tl.load(x + at) * (common / (2 * l_ + 1))
+                    tl.store(grad_x + at, change)
+            acc = new
+            n += tl.num_programs(0)
+        to = grad_parameters + tl.program_id(0) * ((L + 2) * C) + c
+        for k in tl.static_range(L + 2):
+            tl.store(to + k * C, acc[k])
+
+
+# ------------------------------------------------------------------------ autograd functions
+
+
+def _programs(n: int, each: int = EDGES) -> tuple[int]:
+    return (max(1, -(-n // each)),)
+
+
+class Norm(torch.autograd.Function):
+    """:class:`x3mat.model.SphericalLayerNorm`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, gamma, eps, l_max):
+        ctx.save_for_backward(x, weight, gamma)
+        ctx.sizes = eps, l_max
+        out = torch.empty_like(x)
+        _, n, c = x.shape
+        norm_kernel[(n,)](x, weight, bias, gamma, out, n, eps, l_max, c, num_warps=1)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, gamma = ctx.saved_tensors
+        eps, l_max = ctx.sizes
+        _, n, c = x.shape
+        grad_x, programs = torch.empty_like(x), min(n, PROGRAMS)
+        parts = x.new_empty(programs, l_max + 2, c)
+        norm_back_kernel[(programs,)](
+            x, weight, gamma, grad.contiguous(), grad_x, parts, n, eps, l_max, c, num_warps=1
+        )
+        parts = parts.sum(0)
+        return grad_x, parts[0], parts[1], parts[2:] if l_max else None, None, None
+
+
+class Embed(torch.autograd.Function):
+    """Scalars plus Σ_j Y_l(r_ij) radial_l(r_ij), see :meth:`x3mat.model.X3Mat._embed`."""
+
+    @staticmethod
+    def forward(ctx, radial, scalars, harmonics, edges):
+        ctx.save_for_backward(harmonics)
+        ctx.edges = edges
+        n, c = scalars.shape
+        out = scalars.new_empty(harmonics.shape[1], n, c)
+        l_max = radial.shape[1] // c - 1
+        embed_kernel[(n,)](radial, harmonics, scalars, edges.start, out, n, l_max, c, num_warps=1)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        (harmonics,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows, n, c = grad.shape
+        n_edges, l_max = len(harmonics), round(rows**0.5) - 1
+        out = grad.new_empty(n_edges, (l_max + 1) * c)
+        embed_back_kernel[_programs(n_edges)](
+            grad, harmonics, ctx.edges.dst, out, n_edges, n, l_max, c, EDGES
+        )
+        return out, grad[0], None, None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Static sizes of one attention layer."""
+
+    l_max: int
+    l_out: int
+    m_max: int
+    stored: int  # m_max of the packed Wigner matrices
+    channels: int
+    heads: int
+    logits: int  # channels of a head
+    receivers: int
+
+    @property
+    def mixed(self) -> int:
+        """Numbers of an edge in the m = 0 block that the first convolution gives."""
+        return (1 + 2 * self.l_max) * self.channels + self.heads * self.logits
+
+    def blocks(self, x: Tensor, n_edges: int, l_max: int, width: int = 0) -> list[Tensor]:
+        """The block of each order of a flat buffer, as a matrix; ``width`` of that of m = 0."""
+        c, out, at = self.channels, [], 0
+        for m in range(min(self.m_max, l_max) + 1):
+            rows, columns = n_edges * (2 if m else 1), (l_max + 1 - m) * c
+            columns = columns if m or not width else width
+            out.append(x[at : at + rows * columns].view(rows, columns))
+            at += rows * columns
+        return out
+
+    def buffer(self, like: Tensor, n_edges: int, l_max: int, width: int = 0) -> Tensor:
+        c = self.channels
+        rest = sum(2 * (l_max + 1 - m) * c for m in range(1, min(self.m_max, l_max) + 1))
+        return like.new_empty(n_edges * ((width or (l_max + 1) * c) + rest))
+
+
+class Attend(torch.autograd.Function):
+    """:class:`x3mat.model.Attention` without its linear maps of the nodes.
+
+    h: (S, N, 2C), A x and B x side by side; hidden: (E, hidden) of the radial network;
+    ``parameters``: the radial network's last weight and bias, both biases, gain and bias of the
+    norm of the logits, the logit vectors, then the weights of both convolutions, order by order.
+    """
+
+    @staticmethod
+    def forward(ctx, h, hidden, edges: Packed, sizes: Sizes, *parameters):
+        s, n_edges = sizes, len(edges.src)
+        _, _, bias_1, bias_2, gain, bias, logit, *weights = parameters
+        orders_ = s.m_max + 1
+        mixed = s.buffer(h, n_edges, s.l_max, s.mixed)
+        x = Attend.rotate(h, hidden, edges, s, parameters)
+        Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
+        del x
+        weight = h.new_empty(n_edges, s.heads)
+        first = (1 + 2 * s.l_max) * s.channels
+        weigh_kernel[(*_programs(n_edges, 64), s.heads)](
+            mixed, edges.weight, gain, bias, logit, weight, n_edges, s.mixed, first, s.heads,
+            s.logits, 64,
+        )
+        value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)[1]
+        out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
+        inverse = h.new_empty(s.receivers, s.heads)
+        attend_kernel[(s.receivers,)](
+            value, weight, edges.start, edges.wigner, out, inverse, n_edges, s.receivers,
+            edges.wigner.shape[1], s.l_out, min(s.m_max, s.l_out), s.stored, s.channels, s.heads,
+            num_warps=1,
+        )
+        ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters)
+        ctx.edges, ctx.sizes = edges, sizes
+        return out
+
+    @staticmethod
+    def rotate(h, hidden, edges, s, parameters, radial=None):
+        """First convolution's input."""
+        n_edges = len(edges.src)
+        radial = torch.addmm(parameters[1], hidden, parameters[0].T) if radial is None else radial
+        x = s.buffer(h, n_edges, s.l_max)
+        rotate_kernel[_programs(n_edges)](
+            h, edges.src, edges.dst, edges.wigner, radial, x, n_edges, h.shape[1], s.l_max,
+            s.m_max, s.stored, s.channels, EDGES,
+        )
+        return x
+
+    @staticmethod
+    def products(x, out, n_edges, s, l_out, width, weights, bias):
+        """An SO(2) convolution: one matrix product for each order."""
+        pairs = zip(s.blocks(x, n_edges, s.l_max), s.blocks(out, n_edges, l_out, width),
+                    weights, strict=False)
+        for m, (a, b, w) in enumerate(pairs):
+            torch.mm(a, w.T, out=b) if m else torch.addmm(bias, a, w.T, out=b)
+
+    @staticmethod
+    def values(mixed, n_edges, s, weights, bias):
+        """Gated features and the second convolution's output."""
+        gated = s.buffer(mixed, n_edges, s.l_max)
+        gate_kernel[_programs(n_edges)](
+            mixed, gated, n_edges, s.mixed, s.l_max, s.m_max, s.channels, EDGES
+        )
+        value = s.buffer(mixed, n_edges, s.l_out)
+        Attend.products(gated, value, n_edges, s, s.l_out, 0, weights, bias)
+        return gated, value
+
+    @staticmethod
+    def back(x, grad, n_edges, s, l_out, width, weights):
+        """Gradients of an SO(2) convolution: of its input, its weights and its bias."""
+        a, b = s.blocks(x, n_edges, s.l_max), s.blocks(grad, n_edges, l_out, width)
+        out = s.buffer(x, n_edges, s.l_max)
+        for g, w, to in zip(b, weights, s.blocks(out, n_edges, s.l_max), strict=False):
+            torch.mm(g, w, out=to)
+        return out, [g.T @ y for g, y in zip(b, a, strict=False)], b[0].sum(0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        h, hidden, mixed, weight, out, inverse, *parameters = ctx.saved_tensors
+        edges, s, n_edges = ctx.edges, ctx.sizes, len(ctx.edges.src)
+        w_radial, b_radial, _, bias_2, gain, bias, logit, *weights = parameters
+        orders_ = s.m_max + 1
+        gated, value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)
+        grad_value, grad_weight = torch.empty_like(value), torch.empty_like(weight)
+        attend_back_kernel[(s.receivers,)](
+            value, weight, edges.start, edges.wigner, out, inverse, grad.contiguous(), grad_value,
+            grad_weight, n_edges, s.receivers, edges.wigner.shape[1], s.l_out,
+            min(s.m_max, s.l_out), s.stored, s.channels, s.heads, num_warps=1,
+        )
+        del value
+        grad_gated, second, grad_bias_2 = Attend.back(
+            gated, grad_value, n_edges, s, s.l_out, 0, weights[orders_:]
+        )
+        del gated, grad_value
+        grad_mixed = torch.empty_like(mixed)
+        gate_back_kernel[_programs(n_edges)](
+            mixed, grad_gated, grad_mixed, n_edges, s.mixed, s.l_max, s.m_max, s.channels, EDGES
+        )
+        del grad_gated
+        grid = (*_programs(n_edges, 64), s.heads)
+        parts = h.new_empty(*grid, 3, s.logits)
+        first = (1 + 2 * s.l_max) * s.channels
+        weigh_back_kernel[grid](
+            mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts, n_edges, s.mixed,
+            first, s.heads, s.logits, 64,
+        )
+        parts = parts.sum(0)
+        radial = torch.addmm(b_radial, hidden, w_radial.T)
+        x = Attend.rotate(h, hidden, edges, s, parameters, radial)
+        grad_x, first, grad_bias_1 = Attend.back(
+            x, grad_mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_]
+        )
+        del x, grad_mixed
+        grad_h, grad_radial, n = torch.empty_like(h), torch.empty_like(radial), h.shape[1]
+        sizes = n_edges, n, s.l_max, s.m_max, s.stored, s.channels
+        rotate_back_receiver_kernel[(n,)](
+            h, edges.src, edges.start, edges.wigner, radial, grad_x, grad_radial, grad_h, *sizes,
+            num_warps=1,
+        )
+        rotate_back_sender_kernel[(n,)](
+            edges.by_src, edges.start_src, edges.wigner, radial, grad_x, grad_h, *sizes,
+            num_warps=1,
+        )
+        return (
+            grad_h, grad_radial @ w_radial, None, None, grad_radial.T @ hidden, grad_radial.sum(0),
+            grad_bias_1, grad_bias_2, parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2],
+            *first, *second,
+        )
+
+
+# ------------------------------------------------------------------------------- network
+
+
+def geometry(model, graph) -> tuple:
+    """Edges, the packed geometry of all edges and of those to probes, and harmonics (E, S)."""
+    edges, frames, directed = model.frames(graph)
+    n_probe, module, m_max = len(graph.positions), model.wigner, model.config.m_max
+    points, n_used = module.points.to(frames), len(frames)
+    wigner = frames.new_empty(n_used, wigner_size(module.l_max, m_max))
+    wigner_kernel[_programs(n_used)](
+        frames.contiguous(), directed[:, -1].contiguous(), points, module.inverse.to(frames),
+        wigner, n_used, module.l_max, m_max, len(points), triton.next_power_of_2(len(points)),
+        EDGES,
+    )
+    n_nodes = len(edges.element)
+    return (edges, pack(edges, n_nodes, wigner), pack(edges.first(n_probe), n_nodes, wigner),
+            model.harmonics(edges, graph.n_windows))
+
+
+def pack(edges, n_nodes: int, wigner: Tensor) -> Packed:
+    """Edges with the offsets that sums without atomics need."""
+    nodes = torch.arange(n_nodes + 1, device=edges.src.device)
+    sorted_src, by_src = edges.src.sort(stable=True)
+    return Packed(
+        edges.src, edges.dst, edges.weight, wigner, torch.searchsorted(edges.dst, nodes),
+        by_src, torch.searchsorted(sorted_src, nodes),
+    )
+
+
+def wigner_size(l_max: int, m_max: int) -> int:
+    """Elements of the Wigner matrices of an edge that are not zero by symmetry."""
+    return sum((2 * k + 1) * (2 * min(k, m_max) + 1) for k in range(l_max + 1))
+
+
+def linear(x: Tensor, module, rows: Tensor, residual: Tensor | None = None) -> Tensor:
+    """:class:`x3mat.model.SphericalLinear` of (S, N, C), plus ``residual``."""
+    weight = module.weight.index_select(0, rows)
+    y = torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
+    return y if module.bias is None else torch.cat([y[:1] + module.bias, y[1:]])
+
+
+def network(model, graph, geometry: tuple) -> Tensor:
+    """Contributions, (W, outputs): :meth:`x3mat.model.X3Mat.reference` with the kernels."""
+    edges, packed, probes, harmonics = geometry
+    n_windows, n_probe = graph.n_windows, len(graph.positions)
+    x = Embed.apply(model.degree_embedding(edges), edges.element @ model.embedding, harmonics,
+                    packed)
+    for layer in model.blocks[:-1]:
+        x = transform(model, layer, x, len(edges.element), edges, packed)
+    x = transform(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
+    return model.shift + model.scale * model.head(model.norm(x[0]))
+
+
+def norm(x: Tensor, module) -> Tensor:
+    gamma = module.gamma if module.l_max else x.new_empty(0)
+    scalars = module.scalars
+    return Norm.apply(x, scalars.weight, scalars.bias, gamma, module.eps, module.l_max)
+
+
+def transform(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Tensor:
+    """:class:`x3mat.model.Block`: (S, N, C) → (S_out, receivers, C)."""
+    a, rows = layer.attention, model.degree_of_row
+    s = Sizes(a.l_max, a.l_out, a.m_max, model.config.m_max, x.shape[2], a.heads,
+              a.LOGIT_CHANNELS, receivers)
+    both = torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2).index_select(0, rows)
+    h = torch.bmm(norm(x, layer.norm_attention), both)
+    offset = torch.cat([a.of_sender.bias, a.of_receiver.bias])
+    h = torch.cat([h[:1] + offset, h[1:]])
+    first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
+    update = Attend.apply(
+        h, a.radial.hidden(edges), packed, s, last.weight, last.bias, first[0].bias,
+        second[0].bias, a.logit_norm.weight, a.logit_norm.bias, a.logit,
+        *(w.weight for w in first), *(w.weight for w in second),
+    )
+    rows = rows[: len(update)]
+    x = linear(update, a.project, rows, x[: len(update), :receivers])
+    f, y = layer.feed_forward, norm(x, layer.norm_feed_forward)
+    scalars, *gates = f.gates(y[0]).chunk(1 + a.l_out, dim=1)
+    inner = [nn.functional.silu(scalars)[None]]
+    if a.l_out:
+        gates = torch.sigmoid(torch.stack(gates)).index_select(0, rows[1:] - 1)
+        inner.append(linear(y[1:], f.expand, rows[1:] - 1) * gates)
+    return linear(torch.cat(inner), f.contract, rows, x)
