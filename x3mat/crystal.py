@@ -114,6 +114,11 @@ class Crystal:
         return Structure(self.lattice, self.species.tolist(), self.frac_coords)
 
 
+def symbol(z: int) -> str:
+    """Of the element with atomic number `z`."""
+    return gemmi.Element(int(z)).name
+
+
 def read_crystal(
     source: str | Path | Structure, *, symprec: float = SYMPREC, name: str | None = None
 ) -> Crystal:
@@ -262,7 +267,7 @@ def _check_distances(
         return
     i = int(close[np.argmin(distance[close, 1])])
     j = int(atoms[other[i, 1] if atoms[other[i, 0]] == i else other[i, 0]])
-    pair = [f"{gemmi.Element(int(species[k])).name} (atom {k + 1})" for k in (i, j)]
+    pair = [f"{symbol(species[k])} (atom {k + 1})" for k in (i, j)]
     raise CrystalError(source, f"{pair[0]} and {pair[1]} are {distance[i, 1]:.3f} Å apart;"
                        f" {len(close)} of {len(species)} atoms overlap (closer than {MIN_DISTANCE}"
                        " Å)", "Remove duplicate or disordered atoms.")
@@ -476,14 +481,14 @@ def _lattice_of(cell: list[float], source: object) -> np.ndarray:
 
 def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.ndarray, np.ndarray]:
     """Rotations (G, 3, 3) and translations (G, 3) that a CIF states; identity if it states none."""
-    symbol = small.spacegroup_hm.strip("?. ")
+    name = small.spacegroup_hm.strip("?. ")
     try:
         if small.symops:
             operations = [gemmi.Op(triplet) for triplet in small.symops]
         elif small.spacegroup_hall.strip("?. "):
             operations = list(gemmi.symops_from_hall(small.spacegroup_hall))
-        elif symbol:
-            group = gemmi.find_spacegroup_by_name(symbol, small.cell.alpha, small.cell.gamma)
+        elif name:
+            group = gemmi.find_spacegroup_by_name(name, small.cell.alpha, small.cell.gamma)
             operations = list(group.operations())
         elif small.spacegroup_number:
             operations = list(gemmi.find_spacegroup_by_number(small.spacegroup_number).operations())
@@ -491,7 +496,7 @@ def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.nda
             operations = [gemmi.Op()]
     except (ValueError, RuntimeError, AttributeError):
         raise CrystalError(
-            source, f"its symmetry cannot be read (space group {symbol or 'not named'})",
+            source, f"its symmetry cannot be read (space group {name or 'not named'})",
             "List the operations under _space_group_symop_operation_xyz.") from None
     rotations, translations = [op.rot for op in operations], [op.tran for op in operations]
     return np.array(rotations) / gemmi.Op.DEN, np.array(translations) / gemmi.Op.DEN

@@ -13,7 +13,7 @@ import csv
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,17 +23,9 @@ import numpy as np
 from scipy import ndimage
 
 from x3mat import paths
-from x3mat.crystal import Crystal
+from x3mat.crystal import Crystal, symbol
 from x3mat.errors import DataError
-from x3mat.predict import (
-    DEFAULT_MODEL,
-    Ensemble,
-    Prediction,
-    as_crystal,
-    load_model,
-    spread,
-    summarize,
-)  # fmt: skip
+from x3mat.predict import DEFAULT_MODEL, Ensemble, Prediction, predicted, spread
 from x3mat.sampling import Windows
 
 if TYPE_CHECKING:
@@ -57,18 +49,12 @@ class Site:
         1 for the strongest.
     value, std : float
         Contribution and its standard deviation over the members, in the property's unit.
-    x, y, z : float
-        Fractional coordinates of the window's centre; one of `multiplicity` equivalent points.
-    cartesian : tuple of float
-        The same in Å.
-    multiplicity : int
-        Grid points in the orbit.
-    n_atoms : int
-        Atoms in the window.
-    nearest : str
-        Element of the nearest atom; "" if the window is empty.
-    distance : float
-        From the centre to it, Å.
+    x, y, z, cartesian : float, tuple of three float
+        Fractional coordinates of the window's centre, and the same in Å.
+    multiplicity, n_atoms : int
+        Grid points in the orbit, any of which could stand here; atoms in the window.
+    nearest, distance : str, float
+        Element of the nearest atom, "" if the window is empty; from the centre to it, Å.
     kind : str
         "Interior" if a nitrogen molecule fits at the centre, else "Exterior" (:func:`interior`).
     """
@@ -143,19 +129,17 @@ class SiteMap:
         peak = (whole >= ndimage.maximum_filter(whole, size=3, mode="wrap") - 1e-9).reshape(-1)
         orbits = np.setdiff1d(w.orbit[peak], w.orbit[~peak])  # peaks at all of their points
         order = orbits[np.argsort(-values[orbits], kind="stable")][:N_SITES]
-        inside = interior(w)
-        out = []
+        inside, out = interior(w), []
         for rank, k in enumerate(order.tolist(), start=1):
             atoms = slice(w.ptr[k], w.ptr[k + 1])
             distance = np.linalg.norm(w.positions[atoms], axis=1)
-            near = int(distance.argmin()) if len(distance) else -1
+            nearest = "", float("nan")
+            if len(distance):
+                nearest = symbol(w.species[atoms][distance.argmin()]), float(distance.min())
             out.append(Site(
                 rank, float(values[k]), float(std[k]), *w.centers[k].tolist(),
                 tuple((w.centers[k] @ self.crystal.lattice).tolist()), int(w.weights[k]),
-                len(distance), _symbol(w.species[atoms][near]) if len(distance) else "",
-                float(distance[near]) if len(distance) else float("nan"),
-                "Interior" if inside[k] else "Exterior",
-            ))  # fmt: skip
+                len(distance), *nearest, "Interior" if inside[k] else "Exterior"))
         return tuple(out)
 
     def at(self, points: np.ndarray) -> np.ndarray:
@@ -174,23 +158,19 @@ class SiteMap:
         origin is that of the grid: a reader that ignores it is off by less than one spacing, and
         by nothing at all where the grid contains the origin of the cell.
         """
-        path = Path(path)
-        lattice = self.crystal.lattice
+        path, lattice, p = Path(path), self.crystal.lattice, self.prediction
+        mean = np.average(self.values, weights=self.windows.weights)
         text = cube_text(
             self.grid, lattice / np.array(self.grid.shape)[:, None], self.origin @ lattice,
-            self.crystal,
-            f"{self.crystal.name}: site map of {self.prediction.property} in"
-            f" {self.prediction.unit} ({self.conditions}), model {self.model}",
-            f"mean {np.average(self.values, weights=self.windows.weights):.6g}, prediction"
-            f" {self.prediction.value:.6g}; windows of radius {self.windows.radius:g} A",
-        )  # fmt: skip
+            self.crystal, f"{self.crystal.name}: site map of {p.property} in {p.unit}"
+            f" ({self.conditions}), model {self.model}", f"mean {mean:.6g}, prediction"
+            f" {p.value:.6g}; windows of radius {self.windows.radius:g} A")
         path.write_text(text, encoding="ascii", errors="replace")
         return path
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the table of the strongest sites."""
-        path = Path(path)
-        unit = self.prediction.unit
+        path, unit = Path(path), self.prediction.unit
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["rank", f"value ({unit})", f"std ({unit})", "x", "y", "z",
@@ -215,22 +195,17 @@ class SiteMap:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stem = re.sub(r"[^\w.+-]+", "_", self.crystal.name).strip(".") or "crystal"
-            return {
-                "cube": self.to_cube(folder / f"{stem}.cube"),
-                "sites": self.to_csv(folder / f"{stem}-sites.csv"),
-                "html": self.to_html(folder / f"{stem}.html"),
-            }
+            return {"cube": self.to_cube(folder / f"{stem}.cube"),
+                    "sites": self.to_csv(folder / f"{stem}-sites.csv"),
+                    "html": self.to_html(folder / f"{stem}.html")}
         except OSError as error:
             raise DataError(folder, f"cannot write there ({error.strerror})",
                             "Give a folder that can be written to.") from error
 
 
 def explain(
-    structure: str | Path | Crystal | Structure,
-    model: str | Path | Ensemble = DEFAULT_MODEL,
-    out: str | Path | None = None,
-    *,
-    step: float | None = None,
+    structure: str | Path | Crystal | Structure, model: str | Path | Ensemble = DEFAULT_MODEL,
+    out: str | Path | None = None, *, step: float | None = None,
 ) -> SiteMap:
     """Map the contributions to a predicted property over the unit cell.
 
@@ -245,10 +220,6 @@ def explain(
     step : float, optional
         Grid spacing of the map, Å; default the model's. The prediction is always on the model's.
 
-    Returns
-    -------
-    SiteMap
-
     Raises
     ------
     CrystalError, ModelError
@@ -256,12 +227,7 @@ def explain(
     DataError
         `out` cannot be written to.
     """
-    crystal = as_crystal(structure)
-    ensemble = model if isinstance(model, Ensemble) else load_model(model)
-    windows = ensemble.windows(crystal)
-    members = ensemble.contributions(windows)
-    values = members @ windows.weights / windows.weights.sum()
-    prediction = summarize(crystal, ensemble, windows, values)
+    crystal, ensemble, windows, members, prediction = predicted(structure, model)
     if step is not None and step != windows.step:
         windows = ensemble.windows(crystal, step)
         members = ensemble.contributions(windows)
@@ -291,13 +257,10 @@ def interior(windows: Windows, probe_radius: float = PROBE_RADIUS) -> np.ndarray
 
 
 def window_average(
-    density: np.ndarray,
-    lattice: np.ndarray,
-    points: np.ndarray,
-    radius: float,
+    density: np.ndarray, lattice: np.ndarray, points: np.ndarray, radius: float,
     origin: float | np.ndarray = 0.5,
 ) -> np.ndarray:
-    """Mean of a periodic density over a ball around each point.
+    """Mean, (...), of a periodic density over a ball around each point.
 
     ρ̄(r) = ∫ ρ(r') w(r − r') dr' with w uniform in the ball, as a product of Fourier series:
     ŵ(k) = 3 (sin x − x cos x) / x³, x = \\|k\\| radius. Its mean over the cell is that of ρ, the
@@ -316,10 +279,6 @@ def window_average(
     origin : float or (3,)
         Where ``density[0, 0, 0]`` is, in voxels; 0.5 for a histogram, whose values belong to the
         middles of its voxels.
-
-    Returns
-    -------
-    (...) array
 
     Examples
     --------
@@ -343,10 +302,7 @@ def window_average(
 
 def interpolate(grid: np.ndarray, index: np.ndarray, order: int = 3) -> np.ndarray:
     """Values, (...), of a periodic grid at fractional indices, (..., 3), by splines."""
-    flat = index.reshape(-1, 3).T
-    return ndimage.map_coordinates(grid, flat, order=order, mode="grid-wrap").reshape(
-        index.shape[:-1]
-    )
+    return ndimage.map_coordinates(grid, np.moveaxis(index, -1, 0), order=order, mode="grid-wrap")
 
 
 def grid_points(windows: Windows) -> np.ndarray:
@@ -383,13 +339,8 @@ def correlations(windows: Windows, a: np.ndarray, b: np.ndarray) -> dict[str, fl
 
 
 def cube_text(
-    grid: np.ndarray,
-    voxels: np.ndarray,
-    origin: np.ndarray,
-    crystal: Crystal,
-    title: str,
-    comment: str = "",
-    number: str = "12.5E",
+    grid: np.ndarray, voxels: np.ndarray, origin: np.ndarray, crystal: Crystal,
+    title: str, comment: str = "", number: str = "12.5E",
 ) -> str:
     """A field as the text of a Gaussian cube file.
 
@@ -403,10 +354,8 @@ def cube_text(
         Where ``grid[0, 0, 0]`` is, Å.
     crystal : Crystal
         Whose atoms are written.
-    title, comment : str
-        The first two lines.
-    number : str
-        Format of the values.
+    title, comment, number : str
+        The first two lines; format of the values.
     """
     lines = [" ".join(title.split()), " ".join(comment.split())]
     for count, vector in [(crystal.n_atoms, origin), *zip(grid.shape, voxels, strict=True)]:
@@ -415,8 +364,8 @@ def cube_text(
     for z, position in zip(crystal.species.tolist(), atoms, strict=True):
         lines.append(f"{z:5d}{float(z):12.6f}" + "".join(f"{x:15.9f}" for x in position))
     for row in grid.reshape(-1, grid.shape[2]).tolist():
-        lines += [" ".join(format(v, number) for v in row[i : i + 6])
-                  for i in range(0, len(row), 6)]
+        parts = (row[i : i + 6] for i in range(0, len(row), 6))
+        lines += [" ".join(format(v, number) for v in part) for part in parts]
     return "\n".join(lines) + "\n"
 
 
@@ -425,19 +374,8 @@ def closed_cube(
 ) -> tuple[np.ndarray, str]:
     """A periodic field on a grid that includes all faces of the cell, for isosurfaces.
 
-    Parameters
-    ----------
-    crystal : Crystal
-    field : callable
-        From fractional coordinates, (..., 3), to values, (...).
-    spacing : float
-        Largest spacing of the grid, Å.
-
-    Returns
-    -------
-    values : (n1 + 1, n2 + 1, n3 + 1) array
-    cube : str
-        See :func:`cube_text`.
+    ``field`` takes fractional coordinates, (..., 3), to values, (...); ``spacing`` is the largest
+    of the grid, Å. Returns the values, (n1 + 1, n2 + 1, n3 + 1), and their :func:`cube_text`.
     """
     shape = np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int)
     axes = (np.arange(n + 1) / n for n in shape)
@@ -466,22 +404,17 @@ def viewer_script() -> str:
 
 
 def _page(site_map: SiteMap) -> str:
-    m, p = site_map, site_map.prediction
+    m, p, several = site_map, site_map.prediction, len(site_map.members) > 1
     spacing = max(PAGE_SPACING, (m.crystal.volume / PAGE_POINTS) ** (1 / 3))
     fine, cube = closed_cube(m.crystal, m.at, spacing)
     low, high = float(fine.min()), float(fine.max())
     atoms, images = with_faces(m.crystal)
-    xyz = [f"{_symbol(s)} {x:.4f} {y:.4f} {z:.4f}" for s, (x, y, z) in zip(
-        m.crystal.species[atoms], (images @ m.crystal.lattice).tolist(), strict=True)]
     data = {
-        "cube": cube,
-        "xyz": "\n".join([str(len(xyz)), "", *xyz]),
-        "cell": m.crystal.lattice.tolist(),
-        "low": low, "high": high, "level": float(np.quantile(fine, 0.85)),
-        "unit": p.unit,
+        "cube": cube, "xyz": xyz_text(m.crystal.species[atoms], images @ m.crystal.lattice),
+        "cell": m.crystal.lattice.tolist(), "low": low, "high": high,
+        "level": float(np.quantile(fine, 0.85)), "unit": p.unit,
         "sites": [{"rank": s.rank, "at": list(s.cartesian)} for s in m.sites],
     }
-    several = len(m.members) > 1
     rows = "\n".join(
         f'<tr><th scope="row">{s.rank}</th><td>{s.value:.3g}{f" ± {s.std:.2g}" if several else ""}'
         f"</td><td>{s.x:.3f}, {s.y:.3f}, {s.z:.3f}</td>"
@@ -501,21 +434,26 @@ def _page(site_map: SiteMap) -> str:
         "model": m.model, "grid": " × ".join(map(str, m.windows.grid)),
         "points": f"{m.windows.n_windows:,}", "orbits": f"{m.windows.n_orbits:,}",
         "radius": f"{m.windows.radius:g}", "probe": f"{PROBE_RADIUS:g}",
-        "range": f"{low:.3g} to {high:.3g}",
-        "shown": str(len(m.sites)),
+        "range": f"{low:.3g} to {high:.3g}", "shown": str(len(m.sites)),
     }
     notes = "".join(f"<li>{html.escape(w)}</li>" for w in p.warnings)
     raw = {
-        "rows": rows,
+        "rows": rows, "script": viewer_script().replace("</script", "<\\/script"),
         "warnings": f'<section class="warn" aria-label="Warnings"><h2>Warnings</h2><ul>{notes}'
         "</ul></section>" if notes else "",
         "data": json.dumps(data).replace("<", "\\u003c"),
-        "script": viewer_script().replace("</script", "<\\/script"),
     }
     fields |= {key: _subscripts(fields[key]) for key in ("formula", "property")}
     values = {**{k: html.escape(v) for k, v in fields.items()}, **raw}
     template = (Path(__file__).parent / "assets" / "map.html").read_text(encoding="utf-8")
     return re.sub(r"@@(\w+)@@", lambda match: values[match[1]], template)
+
+
+def xyz_text(species: Sequence[int], positions: np.ndarray) -> str:
+    """Atoms, with positions in Å, in the xyz format."""
+    lines = [f"{symbol(z)} {x[0]:.4f} {x[1]:.4f} {x[2]:.4f}"
+             for z, x in zip(species, positions, strict=True)]
+    return "\n".join([str(len(lines)), "", *lines])
 
 
 def with_faces(crystal: Crystal, edge: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -534,9 +472,3 @@ def _subscripts(text: str) -> str:
     """Chemical formulas in `text` with their digits set low: N2 becomes N₂."""
     low = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
     return re.sub(r"(?<![\w-])(?:[A-Z][a-z]?\d*)+(?![\w-])", lambda m: m[0].translate(low), text)
-
-
-def _symbol(z: int) -> str:
-    import gemmi
-
-    return gemmi.Element(int(z)).name

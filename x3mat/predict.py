@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from x3mat import paths
-from x3mat.crystal import Crystal, read_crystal
+from x3mat.crystal import Crystal, read_crystal, symbol
 from x3mat.errors import ModelError
 from x3mat.sampling import Windows, sample_windows
 
@@ -101,7 +101,6 @@ class Ensemble:
 
     def contributions(self, windows: Windows) -> np.ndarray:
         """Contribution of each window according to each member, (members, W), float64."""
-
         from x3mat.model import contributions
 
         with ThreadPoolExecutor(min(self.workers, len(self.members))) as pool:
@@ -233,25 +232,21 @@ def predict(
     ModelError
         The model cannot be loaded.
     """
-    crystal = as_crystal(structure)
+    return predicted(structure, model)[-1]
+
+
+def predicted(
+    structure: str | Path | Crystal | Structure, model: str | Path | Ensemble
+) -> tuple[Crystal, Ensemble, Windows, np.ndarray, Prediction]:
+    """Crystal, ensemble, windows, contributions, (members, W), and the prediction they make."""
+    crystal = structure if isinstance(structure, Crystal) else read_crystal(structure)
     ensemble = model if isinstance(model, Ensemble) else load_model(model)
     windows = ensemble.windows(crystal)
-    return summarize(crystal, ensemble, windows, ensemble.values(windows))
-
-
-def as_crystal(structure: str | Path | Crystal | Structure) -> Crystal:
-    """`structure` itself if it is a Crystal, else what :func:`x3mat.read_crystal` makes of it."""
-    return structure if isinstance(structure, Crystal) else read_crystal(structure)
-
-
-def summarize(
-    crystal: Crystal, ensemble: Ensemble, windows: Windows, values: np.ndarray
-) -> Prediction:
-    """The prediction that the members' values, (members,), make together."""
-    return Prediction(
+    members = ensemble.contributions(windows)
+    values = members @ windows.weights / windows.weights.sum()
+    return crystal, ensemble, windows, members, Prediction(
         crystal.name, ensemble.property, ensemble.unit, float(values.mean()), float(spread(values)),
-        windows.n_windows, windows.n_orbits, tuple(domain_warnings(crystal, ensemble)),
-    )
+        windows.n_windows, windows.n_orbits, tuple(domain_warnings(crystal, ensemble)))
 
 
 def spread(values: np.ndarray) -> np.ndarray:
@@ -271,13 +266,10 @@ def domain_warnings(crystal: Crystal, ensemble: Ensemble) -> list[str]:
     A value outside the range of the training crystals, or an element that none of them has, makes
     the prediction an extrapolation. That nothing is outside does not make it right.
     """
-    import gemmi
-
     from x3mat.descriptors import describe
 
     domain, out = ensemble.domain, []
-    unseen = [gemmi.Element(int(z)).name for z in np.unique(crystal.species)
-              if int(z) not in domain["species"]]
+    unseen = [symbol(z) for z in np.unique(crystal.species) if int(z) not in domain["species"]]
     if unseen and domain["species"]:
         out.append(f"unseen element: no training crystal contains {', '.join(unseen)}")
     if any(key in domain for key in RANGES):

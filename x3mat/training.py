@@ -452,7 +452,7 @@ def _processes(n: int) -> dict:
 
 
 @dataclass
-class _Mapped(Dataset):
+class _Mapped:
     """A function of each name."""
 
     function: Callable[[str], Any]
@@ -587,15 +587,12 @@ def application_windows(
     application: Application, names: Sequence[str], config: X3MatConfig, refine: int = 1
 ) -> list[Windows]:
     """Windows of an application's crystals."""
-    return [_windows(application.name, config.radius, config.step, refine, name)
-            for name in names]
+    return [_windows(application.name, config.radius, config.step, refine, name) for name in names]
 
 
-def _cut(application: str, radius: float, step: float, refine: int, name: str) -> Windows:
+@lru_cache(maxsize=1024)  # runs that follow each other in one process share them
+def _windows(application: str, radius: float, step: float, refine: int, name: str) -> Windows:
     return sample_windows(APPLICATIONS[application].crystal(name), radius, step, refine=refine)
-
-
-_windows = lru_cache(maxsize=1024)(_cut)  # runs that follow each other in one process share them
 
 
 def _evaluate_many(
@@ -609,8 +606,8 @@ def _evaluate_many(
     path.write_text("".join(line + "\n" for line in lines))
     known = dict(map(json.loads, lines))
     todo = [name for name in names if name not in known]
-    config = model.config
-    windows = _for_each(partial(_cut, application.name, config.radius, config.step, 1), todo)
+    windows = _for_each(partial(_windows.__wrapped__, application.name, model.config.radius,
+                                model.config.step, 1), todo)
     with path.open("a") as file:
         for name, w in tqdm(zip(todo, windows, strict=True), "predicting", len(todo),
                             disable=not progress):

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from x3mat.crystal import Crystal
-from x3mat.maps import closed_cube, with_faces
+from x3mat.maps import closed_cube, grid_points, with_faces, xyz_text
 from x3mat.sampling import EDGE, Windows, cut_spheres
 
 SIZE = (640, 420)  # pixels
@@ -15,13 +15,10 @@ WINDOW, NEIGHBOUR, FAINT, CELL = "#1f77b4", "#d95f02", "#c8c8c8", "#555555"
 
 
 def cell_view(
-    crystal: Crystal,
-    windows: Windows | None = None,
-    center=None,
-    radius: float = 6.0,
+    crystal: Crystal, windows: Windows | None = None, center=None, radius: float = 6.0,
     size: tuple[int, int] = SIZE,
 ):
-    """The unit cell in 3-D, with the grid points of `windows` and one window's sphere.
+    """The unit cell in 3-D, a py3Dmol.view, with grid points and the sphere of one window.
 
     Parameters
     ----------
@@ -32,31 +29,22 @@ def cell_view(
         Fractional coordinates of the centre of a sphere to draw.
     radius : float
         Of that sphere, Å.
-
-    Returns
-    -------
-    py3Dmol.view
     """
     view = _view(size)
     _atoms(view, crystal.species, crystal.frac_coords @ crystal.lattice, stick=0.1, sphere=0.16)
     _edges_of_cell(view, crystal.lattice)
     if windows is not None:
-        index = np.stack(np.unravel_index(np.arange(windows.n_windows), windows.grid), axis=1)
-        points = (index / np.array(windows.grid) + windows.origin) % 1.0 @ crystal.lattice
-        colours = _colours(windows.n_orbits)
-        for orbit in range(windows.n_orbits):
-            _atoms(view, [2] * int(windows.weights[orbit]), points[windows.orbit == orbit],
-                   sphere=0.35, colour=colours[orbit])  # fmt: skip
+        points = grid_points(windows) % 1.0 @ crystal.lattice
+        for orbit, colour in enumerate(_colours(windows.n_orbits)):
+            here = points[windows.orbit == orbit]
+            _atoms(view, [2] * len(here), here, sphere=0.35, colour=colour)
     if center is not None:
         _sphere(view, np.asarray(center) @ crystal.lattice, radius)
     return _look(view)
 
 
 def window_view(
-    crystal: Crystal,
-    center,
-    radius: float = 6.0,
-    cutoff: float | None = None,
+    crystal: Crystal, center, radius: float = 6.0, cutoff: float | None = None,
     size: tuple[int, int] = SIZE,
 ):
     """One window in 3-D: its atoms in the cell, those from neighbouring cells, and the graph.
@@ -119,11 +107,7 @@ def plot_slice(ax, crystal: Crystal, field, height: float = 0.0, slab: float = 1
     slab : float
         Atoms within slab / 2 (Å) of the plane are drawn.
     **mesh
-        Of Matplotlib's pcolormesh.
-
-    Returns
-    -------
-    matplotlib QuadMesh
+        Of Matplotlib's pcolormesh, whose QuadMesh is returned.
     """
     flat = _plane(crystal)
     normal = np.cross(*crystal.lattice[:2])
@@ -131,7 +115,7 @@ def plot_slice(ax, crystal: Crystal, field, height: float = 0.0, slab: float = 1
     u, v = np.meshgrid(np.linspace(0, 1, 121), np.linspace(0, 1, 121), indexing="ij")
     points = np.stack([u, v, np.full_like(u, height)], axis=-1)
     image = ax.pcolormesh(*np.moveaxis(points @ crystal.lattice @ flat, -1, 0), field(points),
-                          shading="gouraud", rasterized=True, **mesh)  # fmt: skip
+                          shading="gouraud", rasterized=True, **mesh)
     atoms, frac = with_faces(crystal)
     off = (frac[:, 2] - height + 0.5) % 1.0 - 0.5
     near = np.abs(off) * rise <= slab / 2
@@ -156,9 +140,8 @@ def field_view(crystal: Crystal, surfaces, size: tuple[int, int] = SIZE):
     view = cell_view(crystal, size=size)
     for field, level, colour in surfaces:
         _, cube = closed_cube(crystal, field, 0.7)
-        view.addVolumetricData(
-            cube, "cube", {"isoval": level, "color": colour, "opacity": 0.7, "smoothness": 3}
-        )
+        look = {"isoval": level, "color": colour, "opacity": 0.7, "smoothness": 3}
+        view.addVolumetricData(cube, "cube", look)
     return view
 
 
@@ -188,28 +171,18 @@ def _look(view):
 
 def _atoms(view, species, positions, *, stick=0.0, sphere=0.0, colour=None) -> None:
     """Add atoms as one more model of the view; without `colour` each element has its own."""
-    from ase.data import chemical_symbols
-
     if len(positions) == 0:
         return
-    lines = [f"{chemical_symbols[int(z)]} {x:.4f} {y:.4f} {h:.4f}"
-             for z, (x, y, h) in zip(species, positions, strict=True)]  # fmt: skip
-    view.addModel("\n".join([str(len(lines)), "", *lines]), "xyz")
+    view.addModel(xyz_text(species, positions), "xyz")
     look = {"color": colour} if colour else {"colorscheme": "Jmol"}
-    style = {}
-    if stick:
-        style["stick"] = {"radius": stick, **look}
-    if sphere:
-        style["sphere"] = {"radius": sphere, **look}
-    view.setStyle({"model": -1}, style)
+    shapes = {"stick": stick, "sphere": sphere}
+    view.setStyle({"model": -1}, {k: {"radius": r, **look} for k, r in shapes.items() if r})
 
 
 def _edges_of_cell(view, lattice: np.ndarray) -> None:
-    for start in product((0, 1), repeat=3):
-        for axis in np.flatnonzero(np.array(start) == 0):
-            end = np.array(start)
-            end[axis] = 1
-            _line(view, np.array(start) @ lattice, end @ lattice, CELL)
+    for start in np.array(list(product((0, 1), repeat=3))):
+        for axis in np.flatnonzero(start == 0):
+            _line(view, start @ lattice, (start + np.eye(3)[axis]) @ lattice, CELL)
 
 
 def _line(view, start, end, colour: str) -> None:
