@@ -302,7 +302,9 @@ def window_average(
 
 def interpolate(grid: np.ndarray, index: np.ndarray, order: int = 3) -> np.ndarray:
     """Values, (...), of a periodic grid at fractional indices, (..., 3), by splines."""
-    return ndimage.map_coordinates(grid, np.moveaxis(index, -1, 0), order=order, mode="grid-wrap")
+    flat = index.reshape(-1, 3).T
+    values = ndimage.map_coordinates(grid, flat, order=order, mode="grid-wrap")
+    return values.reshape(index.shape[:-1])
 
 
 def grid_points(windows: Windows) -> np.ndarray:
