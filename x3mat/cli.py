@@ -12,17 +12,30 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from x3mat.errors import CrystalError, DataError, X3MatError
 
+
+class _Commands(TyperGroup):
+    """Turns a typed error into its message on stderr and exit code 1."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except X3MatError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    cls=_Commands, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="X(3)mat: what a nanoporous crystal does, and where in the crystal it comes from.",
-)  # fmt: skip
+    help="X(3)mat: what a nanoporous crystal does, and where in the crystal it comes from.")
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="List, describe and print the tables of labels.")
 
@@ -31,8 +44,7 @@ os.environ.setdefault("SPGLIB_WARNING", "OFF")  # where it finds no group, a cry
 
 Files = Annotated[list[str], typer.Argument(
     metavar="FILE", help="CIF, POSCAR or extxyz files, or IZA frameworks such as iza:LTA.",
-    show_default=False,
-)]  # fmt: skip
+    show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: an object, for several a list.")]
 Model = Annotated[str, typer.Option(help="Name of a shipped model, a checkpoint, or a folder.")]
 Application = Annotated[str, typer.Argument(help="For example zeolite-n2.")]
@@ -61,15 +73,15 @@ def windows(
         crystal = _crystal(file)
         w = sample_windows(crystal, radius, step, symmetry=not no_symmetry)
         seconds = time.perf_counter() - started
-        atoms = sorted(w.atoms_per_window.repeat(w.weights).tolist())
-        middle = (atoms[(len(atoms) - 1) // 2] + atoms[len(atoms) // 2]) / 2
+        atoms = w.atoms_per_window.repeat(w.weights).tolist()
         return {
             "file": file, "formula": crystal.formula, "n_atoms": crystal.n_atoms,
             "space_group": f"{crystal.space_group_symbol} ({crystal.space_group})",
             "grid": list(w.grid), "n_windows": w.n_windows, "n_orbits": w.n_orbits,
-            "atoms_per_window": {"min": atoms[0], "median": middle, "max": atoms[-1]},
+            "atoms_per_window": {"min": min(atoms), "median": float(median(atoms)),
+                                 "max": max(atoms)},
             "seconds": round(seconds, 4),
-        }  # fmt: skip
+        }
 
     def text(r: dict) -> str:
         n = r["atoms_per_window"]
@@ -94,12 +106,8 @@ def predict(files: Files, model: Model = "zeolite-n2", as_json: Json = False) ->
     from x3mat.predict import predict as predict_one
 
     ensemble = _load(model)
-
-    def one(file: str) -> dict:
-        result = predict_one(_crystal(file), ensemble).as_dict()
-        return {"file": file, **{k: v for k, v in result.items() if k != "name"}}
-
-    _each(files, one, _prediction_text, as_json)
+    _each(files, lambda file: _prediction(file, predict_one(_crystal(file), ensemble)),
+          _prediction_text, as_json)
 
 
 @app.command()
@@ -127,11 +135,8 @@ def explain(
 
     def one(file: str) -> dict:
         site_map = explain_one(_crystal(file), ensemble, step=step)
-        written = site_map.save(out)
-        result = site_map.prediction.as_dict()
-        return {"file": file, **{k: v for k, v in result.items() if k != "name"},
-                "sites": [asdict(site) for site in site_map.sites],
-                "files": {kind: str(path) for kind, path in written.items()}}
+        return {**_prediction(file, site_map.prediction),
+                "sites": [asdict(site) for site in site_map.sites], "files": site_map.save(out)}
 
     def text(r: dict) -> str:
         return _prediction_text(r) + "".join(f"\n  {path}" for path in r["files"].values())
@@ -146,15 +151,12 @@ def train(
         help="Fold to train, from 0; may be repeated; default all.", show_default=False)] = None,
     seed: Annotated[list[int] | None, typer.Option(
         help="Seed; may be repeated; default 0.", show_default=False)] = None,
-    change: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a hyper-parameter; may be repeated.",
-        show_default=False)] = None,
-    models: Annotated[Path | None, typer.Option(
-        help="Folder for checkpoints; default data/models/APPLICATION.",
-        show_default=False)] = None,
-    records: Annotated[Path | None, typer.Option(
-        help="Folder for records; default data/results/APPLICATION/runs.",
-        show_default=False)] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
+        help="Change a hyper-parameter; may be repeated.", show_default=False)] = None,
+    models: Annotated[Path | None, typer.Option(show_default=False,
+        help="Folder for checkpoints; default data/models/APPLICATION.")] = None,
+    records: Annotated[Path | None, typer.Option(show_default=False,
+        help="Folder for records; default data/results/APPLICATION/runs.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder for resumable states.")] = Path("runs"),
     limit: Annotated[int | None, typer.Option(
         help="Use only so many crystals of each part.", show_default=False)] = None,
@@ -174,31 +176,27 @@ def train(
       x3mat train zeolite-n2 --set epochs=10 --set model.channels=16 --limit 30
       x3mat train zeolite-n2 --summarize
     """
-    with _typed_errors():
-        from x3mat.applications import application as find
-        from x3mat.training import summarize as collect
-        from x3mat.training import train_config, train_folds
+    from x3mat import training
+    from x3mat.applications import application as find
 
-        chosen = find(application)
-        if summarize:
-            result = collect(chosen)
-            _print(result, as_json, lambda r: f"{application}: test MAE {r['test_mae']:.3f}"
-                   f" {r['unit']}, R² {r['test_r2']:.3f}, {r['n_test']} crystals")
-            return
-        config = train_config(chosen, change or ())
-        every = range(len(chosen.folds()))
-        unknown = sorted(set(fold or ()) - set(every))
-        if unknown:
-            raise DataError(application, f"there is no fold {unknown[0]}",
-                            f"Choose from 0 to {every[-1]}.")
-        done = train_folds(
-            chosen, [(k, replace(config, seed=s)) for s in seed or [0] for k in fold or every],
-            jobs, models=models, records=records, runs=runs, limit=limit, device=device,
-            devices=devices, progress=sys.stderr.isatty(),
-        )
-        _print(done, as_json, lambda records: "\n".join(
-            f"fold {r['fold']}, seed {r['provenance']['seed']}: MAE {r['rest_mae']:.3f}"
-            f" {r['unit']} on {len(r['predictions'])} held-out crystals" for r in records))
+    chosen = find(application)
+    if summarize:
+        return _print(training.summarize(chosen), as_json, lambda r: f"{application}: test MAE"
+                      f" {r['test_mae']:.3f} {r['unit']}, R² {r['test_r2']:.3f},"
+                      f" {r['n_test']} crystals")
+    config = training.train_config(chosen, change or ())
+    every = range(len(chosen.folds()))
+    unknown = sorted(set(fold or ()) - set(every))
+    if unknown:
+        raise DataError(application, f"there is no fold {unknown[0]}",
+                        f"Choose from 0 to {every[-1]}.")
+    done = training.train_folds(
+        chosen, [(k, replace(config, seed=s)) for s in seed or [0] for k in fold or every],
+        jobs, models=models, records=records, runs=runs, limit=limit, device=device,
+        devices=devices, progress=sys.stderr.isatty())
+    return _print(done, as_json, lambda records: "\n".join(
+        f"fold {r['fold']}, seed {r['provenance']['seed']}: MAE {r['rest_mae']:.3f} {r['unit']}"
+        f" on {len(r['predictions'])} held-out crystals" for r in records))
 
 
 @data_app.command("list")
@@ -209,13 +207,10 @@ def data_list(as_json: Json = False) -> None:
     Example:
       x3mat data list
     """
-    with _typed_errors():
-        from x3mat.applications import APPLICATIONS
+    from x3mat.applications import APPLICATIONS
 
-        rows = [{"name": a.name, "property": a.property, "unit": a.unit,
-                 "conditions": a.conditions} for a in APPLICATIONS.values()]
-        _print(rows, as_json, lambda rows: "\n".join(
-            f"{r['name']}: {r['property']} in {r['unit']} ({r['conditions']})" for r in rows))
+    _print([_about(a) for a in APPLICATIONS.values()], as_json, lambda rows: "\n".join(
+        f"{r['name']}: {r['property']} in {r['unit']} ({r['conditions']})" for r in rows))
 
 
 @data_app.command("describe")
@@ -226,21 +221,17 @@ def data_describe(application: Application, as_json: Json = False) -> None:
     Example:
       x3mat data describe zeolite-n2 --json
     """
-    with _typed_errors():
-        from x3mat.applications import application as find
+    from x3mat.applications import application as find
 
-        chosen = find(application)
-        table, folds = chosen.labels(), chosen.folds()
-        description = {
-            "name": chosen.name, "property": chosen.property, "unit": chosen.unit,
-            "conditions": chosen.conditions, "n_crystals": len(table),
-            "columns": [table.index.name, *table.columns], "targets": list(chosen.columns),
-            "folds": [{"n_train": len(f.train), "n_rest": len(f.rest)} for f in folds],
-            "range": {c: {"min": float(table[c].min()), "median": float(table[c].median()),
-                          "max": float(table[c].max())} for c in chosen.columns},
-        }  # fmt: skip
-        _print(description, as_json, lambda d: "\n".join(
-            f"{key}: {value}" for key, value in d.items()))
+    chosen = find(application)
+    table = chosen.labels()
+    description = {
+        **_about(chosen), "n_crystals": len(table),
+        "columns": [table.index.name, *table.columns], "targets": list(chosen.columns),
+        "folds": [{"n_train": len(f.train), "n_rest": len(f.rest)} for f in chosen.folds()],
+        "range": {c: table[c].agg(["min", "median", "max"]).to_dict() for c in chosen.columns},
+    }
+    _print(description, as_json, lambda d: "\n".join(f"{k}: {v}" for k, v in d.items()))
 
 
 @data_app.command("load")
@@ -251,28 +242,19 @@ def data_load(application: Application, as_json: Json = False) -> None:
     Example:
       x3mat data load zeolite-n2 > labels.csv
     """
-    with _typed_errors():
-        from x3mat.applications import application as find
+    from x3mat.applications import application as find
 
-        table = find(application).labels()
-        text = (table.reset_index().to_json(orient="records", force_ascii=False) if as_json
-                else table.to_csv())
-        typer.echo(text, nl=not text.endswith("\n"))
+    table = find(application).labels()
+    text = (table.reset_index().to_json(orient="records", force_ascii=False) if as_json
+            else table.to_csv())
+    typer.echo(text, nl=not text.endswith("\n"))
 
 
 # ------------------------------------------------------------------------------------------
 
 
-class _typed_errors:
-    """Turns a typed error into its message on stderr and exit code 1."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, X3MatError):
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
+def _about(application) -> dict:
+    return {key: getattr(application, key) for key in ("name", "property", "unit", "conditions")}
 
 
 def _crystal(file: str):
@@ -289,16 +271,15 @@ def _crystal(file: str):
 
 
 def _load(model: str):
-    with _typed_errors():
-        from x3mat.predict import load_model
+    from x3mat.predict import load_model
 
-        ensemble = load_model(model)
-        import torch
+    ensemble = load_model(model)
+    import torch
 
-        # Members side by side: many threads inside one small network would wait for each other.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        return replace(ensemble, workers=min(threads, MAX_THREADS))
+    # Members side by side: many threads inside one small network would wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return replace(ensemble, workers=min(threads, MAX_THREADS))
 
 
 def _each(
@@ -335,11 +316,13 @@ def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False) if as_json else text(value))
 
 
+def _prediction(file: str, prediction) -> dict:
+    return {"file": file, **{k: v for k, v in prediction.as_dict().items() if k != "name"}}
+
+
 def _prediction_text(r: dict) -> str:
-    known = r["std"] == r["std"]
-    spread = f" ± {r['std']:.3f}" if known else ""
+    spread = f" ± {r['std']:.3f}" if r["std"] == r["std"] else ""  # not nan
     return (f"{r['file']}: {r['property']} {r['value']:.3f}{spread} {r['unit']}"
             f" ({r['n_windows']} windows, {r['n_orbits']} orbits)"
             + "".join(f"\n  warning: {warning}" for warning in r["warnings"]))
-
 
