@@ -33,34 +33,22 @@ class Fold:
 class Application:
     """A property to be learned.
 
-    Attributes
-    ----------
-    name, property, unit, conditions : str
-        As printed; ``name`` is also the folder of its data, results and models.
-    columns : tuple of str
-        Columns of the table of labels with the targets, one for each output.
-    crystal : callable
-        The crystal of a name in the table's first column.
-    table : callable, optional
-        Gives the table of labels where it is not ours, so that no label appears among results;
-        default ``data/<name>/labels.csv``.
-    ranges : tuple of str
-        Descriptors whose range in the training set a model remembers, to warn outside of it.
-    drawn : bool
-        Thousands of crystals: windows are cut when they are needed, and there is one split, whose
-        first half of the rest is for validation and whose second half is the test set. Further
-        entries of its ``folds.json`` are other splits of the same crystals.
-    hyper_parameters : dict
-        What its training sets differently from :class:`x3mat.training.TrainConfig`; those of the
-        model under "model".
+    ``hyper_parameters`` are those that its training sets differently from
+    :class:`x3mat.training.TrainConfig`, the model's under "model". Where the table of labels is not
+    ours, so that no label may appear among results, ``table`` gives it, else
+    ``data/<name>/labels.csv``. ``drawn`` says that there are thousands of crystals: windows are cut
+    when they are needed, and there is one split, whose first half of the rest is for validation and
+    whose second half is the test set; further entries of ``folds.json`` are other splits of the
+    same crystals. A model remembers the range of the descriptors ``ranges`` in its training set, to
+    warn outside of it.
     """
 
-    name: str
+    name: str  # also the folder of its data, results and models
     property: str
     unit: str
     conditions: str
-    columns: tuple[str, ...]
-    crystal: Callable[[str], Crystal]
+    columns: tuple[str, ...]  # of the table of labels, with the targets, one for each output
+    crystal: Callable[[str], Crystal]  # of a name in the table's first column
     hyper_parameters: dict
     table: Callable[[], pd.DataFrame] | None = None
     ranges: tuple[str, ...] = ("density", "void_fraction", "largest_cavity")
@@ -72,7 +60,12 @@ class Application:
 
     def labels(self) -> pd.DataFrame:
         """The table of labels, one row per crystal, indexed by name."""
-        return self.table() if self.table else _table(self.folder / "labels.csv")
+        if self.table:
+            return self.table()
+        path = self.folder / "labels.csv"
+        if not path.exists():
+            raise DataError(path, "the table of labels is missing", "restore it or simulate it")
+        return pd.read_csv(path, index_col=0)
 
     def folds(self) -> list[Fold]:
         """The splits of ``data/<name>/folds.json``."""
@@ -82,12 +75,8 @@ class Application:
 
 
 ZEOLITE_N2 = Application(
-    name="zeolite-n2",
-    property="N2 uptake",
-    unit="g/L",
-    conditions="298 K, 1 bar, pure silica",
-    columns=("n2_g_L",),
-    crystal=databases.iza,
+    name="zeolite-n2", property="N2 uptake", unit="g/L", conditions="298 K, 1 bar, pure silica",
+    columns=("n2_g_L",), crystal=databases.iza,
     hyper_parameters={
         "epochs": 55, "crystals_per_step": 4, "windows_per_crystal": 48, "refine": 2,
         "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.995,
@@ -96,15 +85,9 @@ ZEOLITE_N2 = Application(
 )
 
 QMOF_GAP = Application(
-    name="qmof-gap",
-    property="band gap",
-    unit="eV",
-    conditions="PBE, relaxed structure of QMOF",
-    columns=("bandgap_pbe_eV",),
-    crystal=databases.qmof,
-    table=databases.qmof_table,
-    ranges=("density",),
-    drawn=True,
+    name="qmof-gap", property="band gap", unit="eV", conditions="PBE, relaxed structure of QMOF",
+    columns=("bandgap_pbe_eV",), crystal=databases.qmof, table=databases.qmof_table,
+    ranges=("density",), drawn=True,
     hyper_parameters={
         "epochs": 24, "crystals_per_step": 32, "windows_per_crystal": 4,
         "learning_rate": 2e-3, "weight_decay": 0.01, "ema": 0.999, "max_atoms": 30_000,
@@ -125,9 +108,3 @@ def application(name: str) -> Application:
     if name not in APPLICATIONS:
         raise DataError(name, "there is no such application", f"choose from {list(APPLICATIONS)}")
     return APPLICATIONS[name]
-
-
-def _table(path: Path) -> pd.DataFrame:
-    if not path.exists():
-        raise DataError(str(path), "the table of labels is missing", "restore it or simulate it")
-    return pd.read_csv(path, index_col=0)

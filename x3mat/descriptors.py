@@ -35,21 +35,11 @@ RADII: Mapping[int, float] = {
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Geometric descriptors of one crystal.
+    """Geometric descriptors of one crystal."""
 
-    Attributes
-    ----------
-    density : float
-        g/cm3.
-    void_fraction : float
-        Fraction of the cell's volume outside all atoms, accessible from outside or not.
-    largest_cavity : float
-        Diameter of the largest sphere that fits between the atoms, Å; 0 if none does.
-    """
-
-    density: float
-    void_fraction: float
-    largest_cavity: float
+    density: float  # g/cm3
+    void_fraction: float  # of the cell's volume, outside all atoms, accessible from outside or not
+    largest_cavity: float  # diameter of the largest sphere between the atoms, Å; 0 if none fits
 
 
 def describe(
@@ -70,10 +60,6 @@ def describe(
         Elements that are not in it have 2 Å.
     grid_step : float
         Largest spacing of the grid, Å; larger only where the cell would need over 400,000 points.
-
-    Returns
-    -------
-    Descriptors
 
     Examples
     --------
@@ -104,9 +90,8 @@ def _surface_distance(
     """Function from points (M, 3) of the cell, Å, to distances (M,) from the nearest surface, Å."""
     trees = []
     for z in np.unique(crystal.species).tolist():
-        _, images = periodic_images(
-            crystal.lattice, crystal.frac_coords[crystal.species == z], reach
-        )
+        these = crystal.frac_coords[crystal.species == z]
+        _, images = periodic_images(crystal.lattice, these, reach)
         trees.append((radii.get(z, DEFAULT_RADIUS), cKDTree(images)))
     return lambda x: np.min([tree.query(x)[0] - radius for radius, tree in trees], axis=0)
 

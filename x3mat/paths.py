@@ -48,9 +48,8 @@ def external() -> Path:
     """
     value = os.environ.get("X3MAT_DATA", "")
     if not value:
-        raise DataError(
-            "X3MAT_DATA", "the variable is not set", "Point it at the folder of external data."
-        )
+        raise DataError("X3MAT_DATA", "the variable is not set",
+                        "Point it at the folder of external data.")
     folder = Path(value).expanduser()
     if not folder.is_dir():
         raise DataError("X3MAT_DATA", f"{value!r} is not a folder", "Point it at an existing one.")

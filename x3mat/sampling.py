@@ -105,12 +105,8 @@ class Windows:
 
 
 def sample_windows(
-    crystal: Crystal,
-    radius: float = 6.0,
-    step: float = 2.0,
-    symmetry: bool = True,
-    grid: GridKind = "auto",
-    refine: int = 1,
+    crystal: Crystal, radius: float = 6.0, step: float = 2.0, symmetry: bool = True,
+    grid: GridKind = "auto", refine: int = 1,
 ) -> Windows:
     """Cut a crystal into windows (paper, Fig. 1a-d and section "Equivariant graph ...").
 
@@ -133,10 +129,6 @@ def sample_windows(
         Multiplies the number of points along each axis: the refined grid consists of refine³
         grids of the given step, each moved against the others (see :meth:`Windows.subgrid`).
 
-    Returns
-    -------
-    Windows
-
     Raises
     ------
     DataError
@@ -151,36 +143,23 @@ def sample_windows(
     ((6, 6, 6), 216, 20)
     """
     if not (0 < radius < 100 and step > 0 and refine >= 1):
-        raise DataError(
-            crystal.name, f"radius {radius}, step {step} and refine {refine} are not usable",
-            "give a radius between 0 and 100 Å, a positive step and refine ≥ 1",
-        )
+        raise DataError(crystal.name,
+                        f"radius {radius}, step {step} and refine {refine} are not usable",
+                        "give a radius between 0 and 100 Å, a positive step and refine ≥ 1")
     if grid not in get_args(GridKind):
         raise DataError(crystal.name, f"there is no grid {grid!r}",
                         f"choose from {', '.join(get_args(GridKind))}")
     points = tuple(refine * n for n in choose_grid(crystal, step, grid))
     if math.prod(points) > MAX_POINTS:
-        raise DataError(
-            crystal.name, f"a step of {step} Å makes {math.prod(points):,} grid points",
-            f"take a larger step (at most {MAX_POINTS:,} points are allowed)",
-        )
-    n = np.array(points)
+        raise DataError(crystal.name, f"a step of {step} Å makes {math.prod(points):,} grid points",
+                        f"take a larger step (at most {MAX_POINTS:,} points are allowed)")
     orbit = grid_orbits(crystal, points) if symmetry else np.arange(math.prod(points))
     kept, weights = np.unique(orbit, return_counts=True)
-    fractional = np.stack(np.unravel_index(kept, points), axis=1) / n + crystal.origin
-    ptr, positions, species = cut_spheres(crystal, fractional, radius)
+    centers = np.stack(np.unravel_index(kept, points), axis=1) / np.array(points) + crystal.origin
     return Windows(
-        centers=fractional % 1.0 % 1.0,  # twice: −1e-17 % 1.0 is 1.0
-        weights=weights.astype(np.int64),
-        ptr=ptr,
-        positions=positions,
-        species=species,
-        grid=points,
-        orbit=np.searchsorted(kept, orbit),
-        origin=crystal.origin,
-        radius=float(radius),
-        step=float(step),
-    )
+        centers % 1.0 % 1.0,  # twice: −1e-17 % 1.0 is 1.0
+        weights.astype(np.int64), *cut_spheres(crystal, centers, radius), points,
+        np.searchsorted(kept, orbit), crystal.origin, float(radius), float(step))
 
 
 def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple[int, int, int]:
@@ -194,11 +173,9 @@ def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple
     plain = np.maximum(np.ceil(lengths / step - 1e-9), 1).astype(int)
     if kind == "plain":
         return tuple(plain.tolist())
-    denominators = [
-        math.lcm(*(Fraction(float(t)).limit_denominator(MAX_DENOMINATOR).denominator
-                   for t in np.unique(column.round(9))))
-        for column in _translations_about_origin(crystal).T
-    ]
+    denominators = [math.lcm(*(Fraction(t).limit_denominator(MAX_DENOMINATOR).denominator
+                               for t in np.unique(column.round(9)).tolist()))
+                    for column in _translations_about_origin(crystal).T]
     mixed = coo_array(np.abs(crystal.rotations).sum(axis=0))
     _, group = connected_components(mixed, directed=False)
     aligned = plain.copy()
@@ -214,8 +191,7 @@ def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple
 def grid_orbits(crystal: Crystal, points: tuple[int, int, int]) -> np.ndarray:
     """For each grid point (C order) the first point of its orbit, (n1 n2 n3,) int64.
 
-    The operations that map the grid onto itself are a subgroup of the space group; the others
-    are left out.
+    Operations that do not map the grid onto itself are left out; the others are a subgroup.
     """
     n = np.array(points)
     k = np.stack(np.unravel_index(np.arange(n.prod()), points))  # (3, P)
@@ -236,30 +212,16 @@ def cut_spheres(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Atoms within ``radius`` + 1e-6 Å of each centre, every periodic image once.
 
-    Parameters
-    ----------
-    crystal : Crystal
-    centers : (W, 3) float
-        Fractional coordinates.
-    radius : float
-        Å.
-
-    Returns
-    -------
-    ptr : (W + 1,) int64
-    positions : (A, 3) float64
-        Å, relative to the centre.
-    species : (A,) int64
+    ``centers``, (W, 3), are fractional; ``radius`` is in Å. Returns ``ptr``, (W + 1,) int64,
+    ``positions``, (A, 3) float64, relative to the centre in Å, and ``species``, (A,) int64.
     """
     reach = (radius + EDGE) * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
     wrapped = centers % 1.0
-    low = np.floor(wrapped.min(axis=0) - reach).astype(int)
-    high = np.floor(wrapped.max(axis=0) + reach).astype(int)
-    shifts = np.array(list(product(*(range(a, b + 1) for a, b in zip(low, high, strict=True)))))
+    low, high = wrapped.min(axis=0) - reach, wrapped.max(axis=0) + reach
+    cells = (range(math.floor(a), math.floor(b) + 1) for a, b in zip(low, high, strict=True))
+    shifts = np.array(list(product(*cells)))
     images = (shifts[:, None, :] + crystal.frac_coords[None, :, :]).reshape(-1, 3)
-    near = np.flatnonzero(
-        ((images >= wrapped.min(axis=0) - reach) & (images <= wrapped.max(axis=0) + reach)).all(1)
-    )
+    near = np.flatnonzero(((images >= low) & (images <= high)).all(axis=1))
     atoms = images[near] @ crystal.lattice
     centers_xyz = wrapped @ crystal.lattice
     if len(atoms) == 0:
