@@ -276,23 +276,10 @@ def _check_distances(
 def periodic_images(
     lattice: np.ndarray, frac_coords: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms of the cell and those of their images within `reach` of the cell.
+    """Atoms of the cell, (N, 3) in [0, 1), and their images within `reach` (Å) of its faces.
 
-    Parameters
-    ----------
-    lattice : (3, 3) array
-        Rows a, b, c in Å.
-    frac_coords : (N, 3) array
-        In [0, 1).
-    reach : float
-        Å, perpendicular to the cell's faces.
-
-    Returns
-    -------
-    atoms : (M,) int64
-        Which atom each image belongs to; the first N are the atoms themselves.
-    positions : (M, 3) float64
-        Å.
+    Returns which atom each image belongs to, (M,) int64, and the positions, (M, 3) float64, in Å;
+    the first N are the atoms themselves.
     """
     pad = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0)
     atoms, images = np.arange(len(frac_coords)), frac_coords
@@ -407,11 +394,7 @@ def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.nda
 
     Symmetry is expanded. Only occupancies, elements and the formula are checked (a warning, if the
     atoms are not those of ``_chemical_formula_sum``); :func:`crystal_from_arrays` does the rest.
-
-    Raises
-    ------
-    CrystalError
-        `source` is what its message calls the file.
+    Raises a CrystalError, whose message calls the file `source`.
     """
     with _refusing("CIF", source):
         try:

@@ -16,12 +16,11 @@ import sqlite3
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator
 from contextlib import closing
 from functools import cache, lru_cache
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Subset = Literal["ASR", "FSR"]
-SUBSETS = ("ASR", "FSR")
 _CACHE_FORMAT = 1
 _FEW = 3  # crystals that a process reads singly before it makes a cache of the archive
 
@@ -41,13 +39,8 @@ _FEW = 3  # crystals that a process reads singly before it makes a cache of the 
 def iza_codes() -> tuple[str, ...]:
     """The 253 three-letter codes of the IZA frameworks, in alphabetical order.
 
-    Raises
-    ------
-    DataError
-        The package zeose is not installed.
+    Raises a DataError if the package zeose is not installed.
 
-    Examples
-    --------
     >>> codes = iza_codes()
     >>> len(codes), codes[:3]
     (253, ('ABW', 'ACO', 'AEI'))
@@ -59,19 +52,9 @@ def iza_codes() -> tuple[str, ...]:
 def iza(code: str) -> Crystal:
     """The pure-silica framework of an IZA code, in its conventional cell.
 
-    Parameters
-    ----------
-    code : str
-        For example ``"LTA"``; case, and the marks ``-`` and ``*`` of interrupted and partially
-        disordered frameworks, do not matter.
+    Case, and the marks ``-`` and ``*`` of interrupted and partially disordered frameworks, do not
+    matter. Raises a DataError if the code is unknown or the package zeose is not installed.
 
-    Raises
-    ------
-    DataError
-        The code is unknown, or the package zeose is not installed.
-
-    Examples
-    --------
     >>> crystal = iza("SOD")
     >>> crystal.formula, crystal.n_atoms, crystal.space_group_symbol
     ('SiO2', 36, 'Im-3m')
@@ -103,15 +86,8 @@ def _iza_rows() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 def core_mof_names(subset: Subset = "ASR") -> tuple[str, ...]:
     """Names of the CoRE MOF 2019 crystals, in alphabetical order.
 
-    Parameters
-    ----------
-    subset : {"ASR", "FSR"}
-        All solvent removed (12,020), or free solvent removed (7,061).
-
-    Raises
-    ------
-    DataError
-        The subset is unknown, or the package core-mof is not installed.
+    From those of the subset "ASR" all solvent is removed (12,020), of "FSR" free solvent (7,061).
+    Raises a DataError if the subset is unknown or the package core-mof is not installed.
     """
     return tuple(sorted(core_mof_table(subset)))
 
@@ -135,12 +111,8 @@ def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
     more has the whole archive read (about a minute) into a compact file in the user's cache
     folder, and later calls read that file.
 
-    Raises
-    ------
-    DataError
-        The name or subset is unknown, or the package core-mof is not installed.
-    CrystalError
-        The crystal is refused; several hundred have overlapping atoms.
+    Raises a DataError if the name or subset is unknown or the package core-mof is not installed, a
+    CrystalError if the crystal is refused; several hundred have overlapping atoms.
     """
     known = core_mof_table(subset)
     if name not in known:
@@ -154,22 +126,10 @@ def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
     return _crystal_of(table, name, "species", "frac_coords")
 
 
-def core_mofs(subset: Subset = "ASR") -> Iterator[Crystal | CrystalError]:
-    """All crystals of a subset in the order of :func:`core_mof_names`; refusals as the error."""
-    for name in core_mof_names(subset):
-        try:
-            yield core_mof(name, subset)
-        except CrystalError as error:
-            yield error
-
-
 def qmof(name: str) -> Crystal:
     """A relaxed crystal of QMOF, for example ``qmof-a2d95c3`` (MOF-5).
 
-    Raises
-    ------
-    DataError
-        The name is unknown, or the file is missing.
+    Raises a DataError if the name is unknown or the file is missing.
     """
     table = _qmof_arrays()
     if name not in table["index"]:
@@ -259,8 +219,8 @@ def _read_archive(subset: Subset, only: str | None = None) -> dict[str, np.ndarr
             "frac_coords": np.concatenate(frac_coords)}
 
 
-def _core_mof_folder(subset: str) -> Path:
-    if subset not in SUBSETS:
+def _core_mof_folder(subset: Subset) -> Path:
+    if subset not in get_args(Subset):
         raise DataError(subset, "it is no subset of CoRE MOF 2019", 'Choose "ASR" or "FSR".')
     return _package_folder("CoRE_MOF", "core-mof") / "data"
 

@@ -6,25 +6,15 @@ from __future__ import annotations
 class X3MatError(Exception):
     """Base of the package's errors.
 
-    Parameters
-    ----------
-    source : str
-        What failed: a file name, a framework code, an argument.
-    cause : str
-        Why it failed.
-    remedy : str
-        What the caller can do about it.
+    ``source`` is what failed (a file name, a framework code, an argument), ``cause`` why it failed,
+    ``remedy`` what the caller can do about it.
 
-    Examples
-    --------
     >>> str(X3MatError("a.cif", "the file is empty", "give a complete file"))
     'a.cif: the file is empty. give a complete file'
     """
 
     def __init__(self, source: object, cause: str, remedy: str) -> None:
-        self.source = str(source)
-        self.cause = cause.rstrip(".")
-        self.remedy = remedy
+        self.source, self.cause, self.remedy = str(source), cause.rstrip("."), remedy
         super().__init__(self.source, self.cause, self.remedy)
 
     def __str__(self) -> str:

@@ -344,20 +344,11 @@ def cube_text(
     grid: np.ndarray, voxels: np.ndarray, origin: np.ndarray, crystal: Crystal,
     title: str, comment: str = "", number: str = "12.5E",
 ) -> str:
-    """A field as the text of a Gaussian cube file.
+    """A field, (n1, n2, n3), as the text of a Gaussian cube file with the atoms of `crystal`.
 
-    Parameters
-    ----------
-    grid : (n1, n2, n3) array
-        Values, written in C order.
-    voxels : (3, 3) array
-        Rows: steps of the grid along its axes, Å.
-    origin : (3,) array
-        Where ``grid[0, 0, 0]`` is, Å.
-    crystal : Crystal
-        Whose atoms are written.
-    title, comment, number : str
-        The first two lines; format of the values.
+    The rows of `voxels`, (3, 3), are the steps of the grid along its axes, and `origin`, (3,), is
+    where ``grid[0, 0, 0]`` lies, both in Å; `title` and `comment` are the first two lines, `number`
+    is the format of the values.
     """
     lines = [" ".join(title.split()), " ".join(comment.split())]
     for count, vector in [(crystal.n_atoms, origin), *zip(grid.shape, voxels, strict=True)]:
@@ -390,13 +381,7 @@ def closed_cube(
 
 
 def viewer_script() -> str:
-    """The text of 3Dmol.js, which the page carries along.
-
-    Raises
-    ------
-    DataError
-        It is neither in the package nor in the repository around it.
-    """
+    """The text of 3Dmol.js, which the page carries along, from the package or the repository."""
     name = Path("3dmol") / "3Dmol-min.js"
     root = paths.root()
     for folder in (Path(__file__).parent / "assets", root and root / "book/_static/vendor"):

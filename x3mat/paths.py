@@ -22,10 +22,7 @@ def root() -> Path | None:
 def data() -> Path:
     """Folder of the shipped data: ``data/`` of the repository, else ``x3mat/data`` of the wheel.
 
-    Raises
-    ------
-    DataError
-        Neither folder exists.
+    Raises a DataError if neither folder exists.
     """
     for folder in (_PACKAGE.parent / "data", _PACKAGE / "data"):
         if folder.is_dir() and (folder.parent == _PACKAGE or (_PACKAGE.parent / "x3mat").is_dir()):
@@ -41,10 +38,7 @@ def results(name: str | Path = "") -> Path:
 def external() -> Path:
     """Folder of external data that is not shipped, named by the variable ``X3MAT_DATA``.
 
-    Raises
-    ------
-    DataError
-        The variable is unset or does not name a folder.
+    Raises a DataError if the variable is unset or does not name a folder.
     """
     value = os.environ.get("X3MAT_DATA", "")
     if not value:
@@ -58,8 +52,7 @@ def external() -> Path:
 
 def cache() -> Path:
     """User cache folder, created at first use; ``X3MAT_CACHE`` overrides the default place."""
-    value = os.environ.get("X3MAT_CACHE", "")
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(value).expanduser() if value else Path(base or Path.home() / ".cache") / "x3mat"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("X3MAT_CACHE") or Path(base) / "x3mat").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

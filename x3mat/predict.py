@@ -20,7 +20,7 @@ from x3mat.sampling import Windows, sample_windows
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from x3mat.model import X3Mat, X3MatConfig
+    from x3mat.model import X3Mat
 
 DEFAULT_MODEL = "zeolite-n2"
 MAX_ATOMS = 1_000  # atoms of windows at a time: what the caches hold is twice as fast
@@ -54,18 +54,6 @@ class Ensemble:
     workers: int = 1
 
     @property
-    def unit(self) -> str:
-        return self.about[0]["unit"]
-
-    @property
-    def conditions(self) -> str:
-        return self.about[0].get("conditions", "")
-
-    @property
-    def config(self) -> X3MatConfig:
-        return self.members[0].config
-
-    @property
     def domain(self) -> dict[str, list]:
         """Elements, and [min, max] of each quantity, over the training crystals of all members."""
         every = [about.get("domain", {}) for about in self.about]
@@ -81,13 +69,7 @@ class Ensemble:
         return sum(name in about.get("train", ()) for about in self.about)
 
     def without(self, name: str) -> Ensemble:
-        """The members that never saw a training crystal called `name`.
-
-        Raises
-        ------
-        ModelError
-            All members have.
-        """
+        """The members that never saw a crystal called `name`; a ModelError if all members have."""
         keep = [i for i, about in enumerate(self.about) if name not in about.get("train", ())]
         if not keep:
             raise ModelError(self.name, f"all members were trained on {name}",
@@ -111,9 +93,10 @@ class Ensemble:
         """Each member's value of the property, (members,): Ŷ = Σ m_w y_w / Σ m_w."""
         return self.contributions(windows) @ windows.weights / windows.weights.sum()
 
-    @property
-    def property(self) -> str:  # the last one: it hides the decorator
-        return self.about[0]["property"]
+    config = property(lambda self: self.members[0].config)
+    unit = property(lambda self: self.about[0]["unit"])
+    conditions = property(lambda self: self.about[0].get("conditions", ""))
+    property = property(lambda self: self.about[0]["property"])  # the last: it hides the built-in
 
 
 @dataclass(frozen=True)
@@ -167,10 +150,6 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     device : str
         Of torch.
 
-    Returns
-    -------
-    Ensemble
-
     Raises
     ------
     ModelError
@@ -186,18 +165,15 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
         raise ModelError(str(name_or_path), "there is no such model",
                          f"Give the path of a checkpoint, or one of these names: {known}.")
     loaded = [load_checkpoint(file) for file in files]
-    for file, (model, about) in zip(files, loaded, strict=True):
-        if not {"property", "unit"} <= set(about):
+    kinds = [{**vars(model.config), **about} for model, about in loaded]
+    for file, kind in zip(files, kinds, strict=True):
+        if not {"property", "unit"} <= set(kind):
             raise ModelError(file, "it does not say what it predicts", "Train it again.")
-        if model.config.outputs != 1:
-            raise ModelError(file, f"it predicts {model.config.outputs} properties at once",
+        if kind["outputs"] != 1:
+            raise ModelError(file, f"it predicts {kind['outputs']} properties at once",
                              "Give a model of one property.")
-        first_model, first = loaded[0]
-        differing = [key for key in ("application", "property", "unit", "conditions")
-                     if about.get(key) != first.get(key)]
-        differing += [key for key in ("radius", "step")
-                      if getattr(model.config, key) != getattr(first_model.config, key)]
-        if differing:
+        shared = ("application", "property", "unit", "conditions", "radius", "step")
+        if differing := [key for key in shared if kind.get(key) != kinds[0].get(key)]:
             raise ModelError(path, f"{file.name} and {files[0].name} differ in"
                              f" {', '.join(differing)}", "Put only one kind of model in a folder.")
     return Ensemble(Path(name_or_path).name, tuple(m.to(device) for m, _ in loaded),
@@ -209,8 +185,7 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def predict(
-    structure: str | Path | Crystal | Structure,
-    model: str | Path | Ensemble = DEFAULT_MODEL,
+    structure: str | Path | Crystal | Structure, model: str | Path | Ensemble = DEFAULT_MODEL
 ) -> Prediction:
     """Predict a property of a crystal.
 
@@ -220,10 +195,6 @@ def predict(
         As :func:`x3mat.read_crystal` takes it.
     model : str, path or Ensemble
         As :func:`load_model` takes it, or what it returned.
-
-    Returns
-    -------
-    Prediction
 
     Raises
     ------

@@ -112,38 +112,17 @@ def write(
     relative_path: str | Path, payload: dict[str, Any], *,
     seed: int | list[int] | None, command: str, wall_s: float,
 ) -> Path:
-    """Write `payload` with its provenance to ``data/results/<relative_path>``.
+    """Write `payload`, as "provenance" with its :func:`provenance`, below ``data/results``.
 
-    Parameters
-    ----------
-    relative_path : path
-        Below ``data/results``, for example ``"zeolite-n2/labels.json"``.
-    payload : dict
-        What JSON can hold; numpy values are converted, non-finite numbers become null.
-    seed : int, list of int or None
-        Seeds of everything random; None if nothing was.
-    command : str
-        The command that writes this file again.
-    wall_s : float
-        Wall time in seconds.
-
-    Returns
-    -------
-    Path
-        The file written; its key ``"provenance"`` is what :func:`provenance` gives.
+    `payload` is what :func:`plain` makes JSON of, `seed` that of everything random (None if nothing
+    was), `command` what writes the file again, `wall_s` the wall time in seconds. Returns its path.
     """
     full = {**payload, "provenance": provenance(seed=seed, command=command, wall_s=wall_s)}
     return write_json(paths.results(relative_path), full)
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    DataError
-        The file is missing or is not JSON.
-    """
+    """Read a JSON file; a DataError says that it is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -124,15 +124,9 @@ class Replayed:
     launches them all at once, but needs fixed shapes: batches are padded to one of a few sizes,
     each a quarter octave larger than the last. Padding has no weight, so results are the same.
     A graph can be captured only while no other gradient is pending, so that all sizes have to be
-    named beforehand; a batch larger than all of them takes the ordinary path.
-
-    Parameters
-    ----------
-    model : X3Mat
-    crystals, windows : int
-        Largest numbers in a batch.
-    examples : iterable of Batch
-        A graph is captured for the size of each.
+    named beforehand; a batch larger than all of them takes the ordinary path. ``crystals`` and
+    ``windows`` are the largest numbers in a batch; a graph is captured for the size of each of the
+    ``examples``.
     """
 
     def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
