@@ -41,36 +41,20 @@ PAGE_POINTS = 60_000
 
 @dataclass(frozen=True)
 class Site:
-    """A local maximum of a site map.
+    """A local maximum of a site map."""
 
-    Attributes
-    ----------
-    rank : int
-        1 for the strongest.
-    value, std : float
-        Contribution and its standard deviation over the members, in the property's unit.
-    x, y, z, cartesian : float, tuple of three float
-        Fractional coordinates of the window's centre, and the same in Å.
-    multiplicity, n_atoms : int
-        Grid points in the orbit, any of which could stand here; atoms in the window.
-    nearest, distance : str, float
-        Element of the nearest atom, "" if the window is empty; from the centre to it, Å.
-    kind : str
-        "Interior" if a nitrogen molecule fits at the centre, else "Exterior" (:func:`interior`).
-    """
-
-    rank: int
-    value: float
-    std: float
-    x: float
+    rank: int  # 1 for the strongest
+    value: float  # contribution, in the property's unit
+    std: float  # its standard deviation over the members
+    x: float  # fractional coordinates of the window's centre, one of `multiplicity` equivalent ones
     y: float
     z: float
-    cartesian: tuple[float, float, float]
-    multiplicity: int
-    n_atoms: int
-    nearest: str
-    distance: float
-    kind: str
+    cartesian: tuple[float, float, float]  # the same in Å
+    multiplicity: int  # grid points in the orbit
+    n_atoms: int  # in the window
+    nearest: str  # element of the nearest atom; "" if the window is empty
+    distance: float  # from the centre to it, Å
+    kind: str  # "Interior" if a nitrogen molecule fits at the centre, else "Exterior" (`interior`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +132,6 @@ class SiteMap:
         Splines pass through the grid's values; between them they guess.
         """
         return interpolate(self.grid, (np.asarray(points) - self.origin) * self.grid.shape, 3)
-
-    # ------------------------------------------------------------------------------ files
 
     def to_cube(self, path: str | Path) -> Path:
         """Write the map as a Gaussian cube file, which VESTA, VMD and ASE read.
@@ -335,9 +317,6 @@ def correlations(windows: Windows, a: np.ndarray, b: np.ndarray) -> dict[str, fl
 
     x, y = a[windows.orbit], b[windows.orbit]
     return {"spearman": pearson(rankdata(x), rankdata(y)), "pearson": pearson(x, y)}
-
-
-# -------------------------------------------------------------------------------- cube file
 
 
 def cube_text(

@@ -87,7 +87,7 @@ class Batch:
     atom_ptr: np.ndarray  # (W + 1,) offsets of the windows among the atoms
     pair_ptr: np.ndarray  # (W + 1,) and among the pairs
 
-    def to(self, device) -> Batch:
+    def to(self, device) -> Batch:  # Lightning calls it, too
         return replace(self, **{k: v.to(device, non_blocking=True)
                                 for k, v in vars(self).items() if isinstance(v, Tensor)})
 
@@ -97,8 +97,7 @@ class Batch:
         pairs = slice(self.pair_ptr[start], self.pair_ptr[stop])
         return WindowGraph(
             self.positions[first:last], self.species[first:last], self.window[first:last] - start,
-            self.src[pairs] - first, self.dst[pairs] - first, stop - start,
-        )
+            self.src[pairs] - first, self.dst[pairs] - first, stop - start)
 
 
 def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
@@ -355,7 +354,7 @@ class Learner(L.LightningModule):
         self.config, self.train_set, self.validation_set = config, train, validation
         self.model = X3Mat(config.model)
         self.history: list[dict[str, float]] = []
-        self._began, self._seconds_before = time.perf_counter(), 0.0
+        self._began = time.perf_counter()
         self._errors: dict[str, list[Tensor]] = {"train_mae": [], "val_mae": []}
         self._replayed: Replayed | None = None
         set_constants(self.model, train)
@@ -370,9 +369,6 @@ class Learner(L.LightningModule):
 
     def val_dataloader(self) -> DataLoader:
         return _loader(self.validation_set, max(4, self.config.crystals_per_step // 2))
-
-    def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
 
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
@@ -410,14 +406,14 @@ class Learner(L.LightningModule):
     @property
     def seconds(self) -> float:
         """Wall time, with that before an interruption."""
-        return self._seconds_before + time.perf_counter() - self._began
+        return time.perf_counter() - self._began
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["history"], checkpoint["seconds"] = self.history, self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = list(checkpoint["history"])
-        self._seconds_before = checkpoint["seconds"]
+        self._began -= checkpoint["seconds"]
 
     def configure_optimizers(self) -> dict:
         c = self.config
