@@ -43,20 +43,15 @@ class Crystal:
 
     Attributes
     ----------
-    lattice : (3, 3) float64
-        Rows a, b, c in Å, right-handed.
-    species : (N,) int64
-        Atomic numbers, 1 to 100.
-    frac_coords : (N, 3) float64
-        Fractional coordinates in [0, 1).
+    lattice : (3, 3) float64; rows a, b, c in Å, right-handed
+    species : (N,) int64; atomic numbers, 1 to 100
+    frac_coords : (N, 3) float64; fractional coordinates in [0, 1)
     rotations : (G, 3, 3) int64
     translations : (G, 3) float64
         Space-group operations of this cell, x' = R x + t in fractional coordinates; the pure
         translations of a centred cell or a supercell are among them.
-    space_group : int
-        International number, 1 to 230.
-    space_group_symbol : str
-        International short symbol.
+    space_group : int; international number, 1 to 230
+    space_group_symbol : str; international short symbol
     origin : (3,) float64
         Fractional coordinates of the space group's standard origin (spglib's setting).
     name : str
@@ -130,10 +125,8 @@ def read_crystal(
         ``.cif``; ``POSCAR*``, ``CONTCAR*``, ``.vasp`` or ``.poscar``; ``.extxyz`` or ``.xyz``. Of
         a CIF with several data blocks the first with atoms is read, of an extxyz file with several
         frames the first.
-    symprec : float
-        Tolerance in Å at which spglib looks for symmetry.
-    name : str, optional
-        Default: the file's stem, or the structure's reduced formula.
+    symprec : float; tolerance in Å at which spglib looks for symmetry
+    name : str, optional; default: the file's stem, or the structure's reduced formula
 
     Returns
     -------
@@ -194,16 +187,12 @@ def crystal_from_arrays(
 
     Parameters
     ----------
-    lattice : (3, 3) array
-        Rows a, b, c in Å.
-    species : (N,) array
-        Atomic numbers.
+    lattice : (3, 3) array; rows a, b, c in Å
+    species : (N,) array; atomic numbers
     frac_coords : (N, 3) array
-    symprec : float
-        Å.
+    symprec : float; tolerance at which spglib looks for symmetry, Å
     name : str
-    source : object, optional
-        What error messages call the crystal; default its name.
+    source : object, optional; what error messages call the crystal; default its name
 
     Raises
     ------

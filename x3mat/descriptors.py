@@ -56,8 +56,7 @@ def describe(
     Parameters
     ----------
     crystal : Crystal
-    radii : mapping of atomic number to Å
-        Elements that are not in it have 2 Å.
+    radii : mapping of atomic number to Å; elements that are not in it have 2 Å
     grid_step : float
         Largest spacing of the grid, Å; larger only where the cell would need over 400,000 points.
 

@@ -64,13 +64,10 @@ class SiteMap:
     Attributes
     ----------
     crystal : Crystal
-    windows : Windows
-        Of the map; its grid may be finer than the model's own.
-    prediction : Prediction
-        On the model's own grid, of which it is the mean.
+    windows : Windows; of the map, whose grid may be finer than the model's own
+    prediction : Prediction; on the model's own grid, of which it is the mean
     conditions, model : str
-    members : (M, W) float64
-        Contribution of each window according to each member of the ensemble.
+    members : (M, W) float64; contribution of each window according to each member of the ensemble
     """
 
     crystal: Crystal
@@ -193,12 +190,9 @@ def explain(
 
     Parameters
     ----------
-    structure : path, Crystal or pymatgen Structure
-        As :func:`x3mat.read_crystal` takes it.
-    model : str, path or Ensemble
-        As :func:`x3mat.load_model` takes it, or what it returned.
-    out : path, optional
-        Folder for the files of :meth:`SiteMap.save`.
+    structure : path, Crystal or pymatgen Structure; as :func:`x3mat.read_crystal` takes it
+    model : str, path or Ensemble; as :func:`x3mat.load_model` takes it, or what it returned
+    out : path, optional; folder for the files of :meth:`SiteMap.save`
     step : float, optional
         Grid spacing of the map, Å; default the model's. The prediction is always on the model's.
 
@@ -250,14 +244,10 @@ def window_average(
 
     Parameters
     ----------
-    density : (N1, N2, N3) array
-        On an even grid over the cell.
-    lattice : (3, 3) array
-        Rows a, b, c in Å.
-    points : (..., 3) array
-        Fractional coordinates.
-    radius : float
-        Å; 0 interpolates the density itself.
+    density : (N1, N2, N3) array; on an even grid over the cell
+    lattice : (3, 3) array; rows a, b, c in Å
+    points : (..., 3) array; fractional coordinates
+    radius : float; in Å; 0 interpolates the density itself
     origin : float or (3,)
         Where ``density[0, 0, 0]`` is, in voxels; 0.5 for a histogram, whose values belong to the
         middles of its voxels.

@@ -38,8 +38,7 @@ class Ensemble:
 
     Attributes
     ----------
-    name : str
-        Of the model, file or folder that was loaded.
+    name : str; of the model, file or folder that was loaded
     members : tuple of X3Mat
     about : tuple of dict
         What each checkpoint says of itself: application, property, unit, conditions, fold, seed,
@@ -105,16 +104,13 @@ class Prediction:
 
     Attributes
     ----------
-    name : str
-        Of the crystal.
+    name : str; of the crystal
     property, unit : str
-    value : float
-        Mean over the ensemble's members.
+    value : float; mean over the ensemble's members
     std : float
         Sample standard deviation over the members (their disagreement, which is only part of the
         error); nan for a single model.
-    n_windows, n_orbits : int
-        Grid points, and symmetry-inequivalent ones.
+    n_windows, n_orbits : int; grid points, and symmetry-inequivalent ones
     warnings : tuple of str
         Reasons to distrust the value: the crystal lies outside the domain of training.
     """
@@ -147,8 +143,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     name_or_path : str or path
         Name of a shipped model (see :func:`available_models`), a checkpoint (``.pt``), or a
         folder of checkpoints, which become one ensemble.
-    device : str
-        Of torch.
+    device : str; of torch
 
     Raises
     ------
@@ -191,10 +186,8 @@ def predict(
 
     Parameters
     ----------
-    structure : path, Crystal or pymatgen Structure
-        As :func:`x3mat.read_crystal` takes it.
-    model : str, path or Ensemble
-        As :func:`load_model` takes it, or what it returned.
+    structure : path, Crystal or pymatgen Structure; as :func:`x3mat.read_crystal` takes it
+    model : str, path or Ensemble; as :func:`load_model` takes it, or what it returned
 
     Raises
     ------

@@ -41,24 +41,16 @@ class Windows:
 
     Attributes
     ----------
-    centers : (W, 3) float64
-        Fractional coordinates of the window centres.
+    centers : (W, 3) float64; fractional coordinates of the window centres
     weights : (W,) int64
         Multiplicities: how many grid points each window stands for; they sum to ``n_windows``.
-    ptr : (W + 1,) int64
-        Offsets of the windows in the two arrays of atoms.
-    positions : (A, 3) float64
-        Atom positions relative to the window's centre, Å.
-    species : (A,) int64
-        Atomic numbers.
-    grid : tuple of three int
-        Grid points along a, b and c.
-    orbit : (n1 * n2 * n3,) int64
-        For each grid point (C order) the window that stands for it.
-    origin : (3,) float64
-        Fractional coordinates of grid point (0, 0, 0).
-    radius, step : float
-        Radius of the sphere and largest allowed grid spacing, Å.
+    ptr : (W + 1,) int64; offsets of the windows in the two arrays of atoms
+    positions : (A, 3) float64; atom positions relative to the window's centre, Å
+    species : (A,) int64; atomic numbers
+    grid : tuple of three int; grid points along a, b and c
+    orbit : (n1 * n2 * n3,) int64; for each grid point (C order) the window that stands for it
+    origin : (3,) float64; fractional coordinates of grid point (0, 0, 0)
+    radius, step : float; radius of the sphere and largest allowed grid spacing, Å
     """
 
     centers: np.ndarray
@@ -116,8 +108,7 @@ def sample_windows(
     radius : float
         Radius of the sphere, Å (paper: 6 Å for adsorption, 8 Å for band gaps). Periodic images
         are included, also where the sphere is larger than the cell.
-    step : float
-        Largest grid spacing along each cell axis, Å (paper: 2 Å).
+    step : float; largest grid spacing along each cell axis, Å (paper: 2 Å)
     symmetry : bool
         Keep one window per orbit of grid points, with its multiplicity as weight. Only operations
         that map the grid onto itself count, so the result is exact for any O(3)-invariant model.

@@ -494,14 +494,10 @@ def train(
     config : TrainConfig
     train_set, validation_set : CrystalWindows or DrawnWindows
         Crystals with targets in the property's unit; see :func:`crystals_of`.
-    folder : path
-        Gets ``last.ckpt`` after each epoch.
-    device : {"auto", "cpu", "cuda", ...}
-        Lightning's accelerator; ``devices`` is how many.
-    check_every : int
-        Epochs between validations (with averaged weights).
-    progress : bool
-        Show a progress bar.
+    folder : path; gets ``last.ckpt`` after each epoch
+    device, devices : {"auto", "cpu", "cuda", ...}, int; Lightning's accelerator, and how many
+    check_every : int; epochs between validations (with averaged weights)
+    progress : bool; show a progress bar
 
     Raises
     ------
@@ -655,8 +651,7 @@ def train_fold(
         Folder of resumable states; a finished run is not repeated unless its state is deleted.
     limit : int, optional
         Use only the first so many crystals of the training set and of each half (smoke runs).
-    device, devices, progress
-        As for :func:`train`.
+    device, devices, progress : as for :func:`train`
     """
     split, labels = application.folds()[fold], application.labels()
     names = [part[:limit] for part in (split.train, *split.halves)]

@@ -23,12 +23,9 @@ def cell_view(
     Parameters
     ----------
     crystal : Crystal
-    windows : Windows, optional
-        Its grid points are drawn, those of one orbit in one colour.
-    center : (3,) array, optional
-        Fractional coordinates of the centre of a sphere to draw.
-    radius : float
-        Of that sphere, Å.
+    windows : Windows, optional; its grid points are drawn, those of one orbit in one colour
+    center : (3,) array, optional; fractional coordinates of the centre of a sphere to draw
+    radius : float; of that sphere, Å
     """
     view = _view(size)
     _atoms(view, crystal.species, crystal.frac_coords @ crystal.lattice, stick=0.1, sphere=0.16)
@@ -102,12 +99,9 @@ def plot_slice(ax, crystal: Crystal, field, height: float = 0.0, slab: float = 1
 
     Parameters
     ----------
-    field : callable
-        From fractional coordinates, (..., 3), to values, (...).
-    slab : float
-        Atoms within slab / 2 (Å) of the plane are drawn.
-    **mesh
-        Of Matplotlib's pcolormesh, whose QuadMesh is returned.
+    field : callable; from fractional coordinates, (..., 3), to values, (...)
+    slab : float; atoms within slab / 2 (Å) of the plane are drawn
+    **mesh : of Matplotlib's pcolormesh, whose QuadMesh is returned
     """
     flat = _plane(crystal)
     normal = np.cross(*crystal.lattice[:2])
@@ -134,8 +128,7 @@ def field_view(crystal: Crystal, surfaces, size: tuple[int, int] = SIZE):
 
     Parameters
     ----------
-    surfaces : sequence of (field, level, colour)
-        `field` as in :func:`plot_slice`.
+    surfaces : sequence of (field, level, colour); `field` as in :func:`plot_slice`
     """
     view = cell_view(crystal, size=size)
     for field, level, colour in surfaces:
