@@ -286,13 +286,11 @@ def _each(
     files: list[str], one: Callable[[str], dict], text: Callable[[dict], str], as_json: bool
 ) -> None:
     """Apply `one` to each file; a bad file is reported and does not stop the others."""
-    items, failed = files, False
-    if len(files) > 1 and sys.stderr.isatty():
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        items = tqdm(files, unit="file")
-    out = []
-    for file in items:
+    out, failed = [], False
+    silent = len(files) == 1 or not sys.stderr.isatty()
+    for file in tqdm(files, unit="file", disable=silent):
         try:
             result = one(file)
         except X3MatError as error:

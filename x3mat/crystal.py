@@ -9,6 +9,7 @@ precision.
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import warnings
 from dataclasses import dataclass, fields
@@ -119,6 +120,9 @@ def read_crystal(
 ) -> Crystal:
     """Read a crystal from a file or take it from a pymatgen Structure.
 
+    Deuterium and tritium become hydrogen; charges and other site properties are dropped. A
+    UserWarning says if the atoms of a CIF are not those of the formula it states.
+
     Parameters
     ----------
     source : path or pymatgen Structure
@@ -127,16 +131,6 @@ def read_crystal(
         frames the first.
     symprec : float; tolerance in Å at which spglib looks for symmetry
     name : str, optional; default: the file's stem, or the structure's reduced formula
-
-    Returns
-    -------
-    Crystal
-        With deuterium and tritium as hydrogen, charges and other site properties dropped.
-
-    Warns
-    -----
-    UserWarning
-        The atoms of a CIF are not those of the formula it states.
 
     Raises
     ------
@@ -320,8 +314,7 @@ def _symmetrized(
     translations: np.ndarray, equivalent_atoms: np.ndarray, symprec: float,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Lattice and coordinates that obey the operations; None if an orbit does not close."""
-    metric = lattice @ lattice.T
-    mean = np.einsum("gki,kl,glj->ij", rotations, metric, rotations) / len(rotations)
+    mean = np.einsum("gki,kl,glj->ij", rotations, lattice @ lattice.T, rotations) / len(rotations)
     inverse = np.linalg.inv(lattice)
     values, vectors = np.linalg.eigh(inverse @ mean @ inverse.T)
     new_lattice = lattice @ (vectors * np.sqrt(values)) @ vectors.T  # a symmetric stretch
@@ -511,8 +504,6 @@ def _from_poscar(text: str, source: object) -> tuple:
 
 
 def _from_extxyz(text: str, source: object) -> tuple:
-    import io
-
     from ase.io import read
 
     with _refusing("extxyz file", source):

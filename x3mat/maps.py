@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from x3mat import paths
 from x3mat.crystal import Crystal, symbol
+from x3mat.descriptors import DEFAULT_RADIUS, RADII
 from x3mat.errors import DataError
 from x3mat.predict import DEFAULT_MODEL, Ensemble, Prediction, predicted, spread
 from x3mat.sampling import Windows
@@ -221,8 +222,6 @@ def interior(windows: Windows, probe_radius: float = PROBE_RADIUS) -> np.ndarray
     atom's surface is at least `probe_radius` (Å) away, with the radii of
     :data:`x3mat.descriptors.RADII`. Whether the gas can get there is another question.
     """
-    from x3mat.descriptors import DEFAULT_RADIUS, RADII
-
     radii = np.array([RADII.get(z, DEFAULT_RADIUS) for z in range(101)])
     gap = np.linalg.norm(windows.positions, axis=1) - radii[windows.species]
     nearest = np.minimum.reduceat(np.append(gap, np.inf), windows.ptr[:-1])

@@ -14,6 +14,7 @@ import numpy as np
 
 from x3mat import paths
 from x3mat.crystal import Crystal, read_crystal, symbol
+from x3mat.descriptors import describe
 from x3mat.errors import ModelError
 from x3mat.sampling import Windows, sample_windows
 
@@ -230,8 +231,6 @@ def domain_warnings(crystal: Crystal, ensemble: Ensemble) -> list[str]:
     A value outside the range of the training crystals, or an element that none of them has, makes
     the prediction an extrapolation. That nothing is outside does not make it right.
     """
-    from x3mat.descriptors import describe
-
     domain, out = ensemble.domain, []
     unseen = [symbol(z) for z in np.unique(crystal.species) if int(z) not in domain["species"]]
     if unseen and domain["species"]:

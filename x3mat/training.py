@@ -359,10 +359,8 @@ class Learner(L.LightningModule):
         self._replayed: Replayed | None = None
         set_constants(self.model, train)
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.current_epoch)
-
-    def _loader(self, epoch: int) -> DataLoader:
+    def train_dataloader(self, epoch: int | None = None) -> DataLoader:
+        epoch = self.current_epoch if epoch is None else epoch
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
         return _loader(self.train_set.at_epoch(epoch), self.config.crystals_per_step,
                        sampler=order.tolist())
@@ -374,7 +372,7 @@ class Learner(L.LightningModule):
         if self.device.type == "cuda":
             c = self.config
             examples = (b.to(self.device) for epoch in range(2)
-                        for b in islice(self._loader(epoch), EXAMPLES)
+                        for b in islice(self.train_dataloader(epoch), EXAMPLES)
                         if len(b.species) <= CAPTURED_ATOMS)
             self._replayed = Replayed(self.model, c.crystals_per_step,
                                       c.crystals_per_step * c.windows_per_crystal, examples)
@@ -441,24 +439,9 @@ def _processes(n: int) -> dict:
             "worker_init_fn": lambda _: torch.set_num_threads(1)}
 
 
-@dataclass
-class _Mapped:
-    """A function of each name."""
-
-    function: Callable[[str], Any]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.function(self.names[i])
-
-
 def _for_each(function: Callable[[str], Any], names: Sequence[str]) -> DataLoader:
     """function(name) of each name in order, by several processes where there are many."""
-    return DataLoader(_Mapped(function, names), None, collate_fn=lambda item: item,
-                      **_processes(len(names)))
+    return DataLoader(names, None, collate_fn=function, **_processes(len(names)))
 
 
 def set_constants(model: X3Mat, train: Crystals) -> None:
