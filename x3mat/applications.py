@@ -69,9 +69,8 @@ class Application:
 
     def folds(self) -> list[Fold]:
         """The splits of ``data/<name>/folds.json``."""
-        text = (self.folder / "folds.json").read_text()
-        return [Fold(tuple(f["train"]), tuple(map(tuple, f["halves"])))
-                for f in json.loads(text)["folds"]]
+        found = json.loads((self.folder / "folds.json").read_text())["folds"]
+        return [Fold(tuple(f["train"]), tuple(map(tuple, f["halves"]))) for f in found]
 
 
 ZEOLITE_N2 = Application(

@@ -250,9 +250,6 @@ def data_load(application: Application, as_json: Json = False) -> None:
     typer.echo(text, nl=not text.endswith("\n"))
 
 
-# ------------------------------------------------------------------------------------------
-
-
 def _about(application) -> dict:
     return {key: getattr(application, key) for key in ("name", "property", "unit", "conditions")}
 
@@ -289,8 +286,7 @@ def _each(
     from tqdm import tqdm
 
     out, failed = [], False
-    silent = len(files) == 1 or not sys.stderr.isatty()
-    for file in tqdm(files, unit="file", disable=silent):
+    for file in tqdm(files, unit="file", disable=len(files) == 1 or not sys.stderr.isatty()):
         try:
             result = one(file)
         except X3MatError as error:

@@ -138,8 +138,6 @@ def read_crystal(
         The file is missing, empty, truncated, of an unknown kind, or does not hold an ordered,
         sensible crystal (see :func:`crystal_from_arrays`). The message names file, cause, remedy.
 
-    Examples
-    --------
     >>> from pymatgen.core import Lattice, Structure
     >>> salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"],
     ...                                  [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -182,8 +180,7 @@ def crystal_from_arrays(
     Parameters
     ----------
     lattice : (3, 3) array; rows a, b, c in Å
-    species : (N,) array; atomic numbers
-    frac_coords : (N, 3) array
+    species, frac_coords : (N,), (N, 3) array; atomic numbers and fractional coordinates
     symprec : float; tolerance at which spglib looks for symmetry, Å
     name : str
     source : object, optional; what error messages call the crystal; default its name
@@ -287,7 +284,6 @@ def _wrap(frac_coords: np.ndarray) -> np.ndarray:
 
 # --------------------------------------------------------------------------------- symmetry
 
-
 def _with_symmetry(
     lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray, symprec: float, name: str
 ) -> Crystal:
@@ -340,7 +336,6 @@ def _symmetrized(
 
 
 # ---------------------------------------------------------------------------------- readers
-
 
 def _reader_of(path: Path):
     suffix, stem = path.suffix.lower(), path.name.upper()

@@ -199,10 +199,8 @@ def _read_archive(subset: Subset, only: str | None = None) -> dict[str, np.ndarr
     with tarfile.open(archive, "r|xz") as tar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a formula may still count the solvent removed
         for member in tar:
-            if not (member.isfile() and member.name.endswith(".cif")):
-                continue
             name = Path(member.name).stem
-            if only not in (None, name):
+            if not (member.isfile() and member.name.endswith(".cif") and only in (None, name)):
                 continue
             try:
                 text = tar.extractfile(member).read().decode("utf-8", "replace")

@@ -30,7 +30,7 @@ RADII: Mapping[int, float] = {
     31: 1.87, 33: 1.85, 34: 1.90, 35: 1.85, 36: 2.02, 46: 1.63, 47: 1.72, 48: 1.58, 49: 1.93,
     50: 2.17, 52: 2.06, 53: 1.98, 54: 2.16, 78: 1.72, 79: 1.66, 80: 1.55, 81: 1.96, 82: 2.02,
     92: 1.86,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ def describe(
     grid_step : float
         Largest spacing of the grid, Å; larger only where the cell would need over 400,000 points.
 
-    Examples
-    --------
     >>> from x3mat.databases import iza
     >>> d = describe(iza("LTA"))
     >>> round(d.density, 2), round(d.void_fraction, 2), round(d.largest_cavity, 1)

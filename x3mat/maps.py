@@ -230,7 +230,6 @@ def interior(windows: Windows, probe_radius: float = PROBE_RADIUS) -> np.ndarray
 
 # ------------------------------------------------------------------------------- comparison
 
-
 def window_average(
     density: np.ndarray, lattice: np.ndarray, points: np.ndarray, radius: float,
     origin: float | np.ndarray = 0.5,
@@ -251,8 +250,6 @@ def window_average(
         Where ``density[0, 0, 0]`` is, in voxels; 0.5 for a histogram, whose values belong to the
         middles of its voxels.
 
-    Examples
-    --------
     >>> rho = np.zeros((20, 20, 20))
     >>> rho[:10] = 1.0  # half of the cell
     >>> point = [[0.25, 0.5, 0.5], [0.5, 0.5, 0.5]]
@@ -346,7 +343,6 @@ def closed_cube(
 
 
 # ------------------------------------------------------------------------------------- page
-
 
 def viewer_script() -> str:
     """The text of 3Dmol.js, which the page carries along, from the package or the repository."""

@@ -15,8 +15,7 @@ SMOKE: bool = os.environ.get("X3MAT_SMOKE") == "1"
 
 def root() -> Path | None:
     """The repository's root, or None for an installed package without a repository around it."""
-    candidate = _PACKAGE.parent
-    return candidate if (candidate / "pyproject.toml").is_file() else None
+    return _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
 
 
 def data() -> Path:

@@ -25,7 +25,7 @@ from .errors import DataError
 _PACKAGES = (
     "x3mat", "numpy", "scipy", "torch", "e3nn", "lightning", "pymatgen", "spglib",
     "ase", "zeose", "core-mof", "raspalib", "scikit-learn", "numba", "numba-cuda",
-)  # fmt: skip
+)
 
 
 def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:

@@ -126,8 +126,6 @@ def sample_windows(
         If radius, step or refine is not positive, the kind of grid is unknown, or the grid would
         exceed two million points.
 
-    Examples
-    --------
     >>> from x3mat import databases
     >>> windows = sample_windows(databases.iza("LTA"))
     >>> windows.grid, windows.n_windows, windows.n_orbits

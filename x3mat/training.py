@@ -149,9 +149,8 @@ class Replayed:
     @staticmethod
     def _size(batch: Batch) -> tuple[int, int]:
         """Atoms, one of them padding, and pairs."""
-        atoms, pairs = (math.ceil(2 ** (math.ceil(4 * math.log2(n + 2)) / 4))
-                        for n in (len(batch.species), len(batch.src)))
-        return atoms, pairs
+        return tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 2)) / 4))
+                     for n in (len(batch.species), len(batch.src)))
 
     def _pad(self, batch: Batch, size: tuple[int, int]) -> tuple[Tensor, ...]:
         return pad(batch, *size, self.windows, self.model.config.radius)
@@ -188,7 +187,6 @@ class PaddedMean(torch.nn.Module):
 
 
 # ----------------------------------------------------------------------------------- data
-
 
 class Pairs(NamedTuple):
     """Pairs of atoms within the cutoff, for all windows of a crystal."""
@@ -587,7 +585,6 @@ def _evaluate_many(
 
 
 # --------------------------------------------------------------------------- applications
-
 
 def train_config(application: Application, changes: Sequence[str] = ()) -> TrainConfig:
     """The application's hyper-parameters, with changes such as "epochs=10", "model.channels=8".

@@ -187,7 +187,7 @@ def _sphere(view, middle, radius: float) -> None:
 
 
 def _point(x) -> dict[str, float]:
-    return dict(zip("xyz", (round(float(v), 4) for v in x), strict=True))
+    return dict(zip("xyz", np.round(x, 4).tolist(), strict=True))
 
 
 def _colours(n: int) -> list[str]:
