@@ -199,10 +199,8 @@ def explain(
 
     Raises
     ------
-    CrystalError, ModelError
-        As :func:`x3mat.predict`.
-    DataError
-        `out` cannot be written to.
+    CrystalError, ModelError; as :func:`x3mat.predict`
+    DataError; `out` cannot be written to
     """
     crystal, ensemble, windows, members, prediction = predicted(structure, model)
     if step is not None and step != windows.step:

@@ -192,10 +192,8 @@ def predict(
 
     Raises
     ------
-    CrystalError
-        The crystal cannot be used.
-    ModelError
-        The model cannot be loaded.
+    CrystalError; the crystal cannot be used
+    ModelError; the model cannot be loaded
     """
     return predicted(structure, model)[-1]
 
