@@ -10,15 +10,18 @@ Windows
 
 Measured, each as the median of repeats after a warm-up, all in ms per window
     x3mat       forward, and forward + backward; operation by operation ("eager"), and on a GPU also
-                replayed as a CUDA graph ("graph"), as the training does
+                replayed as a CUDA graph ("graph"), as the training does; on a GPU by the fused
+                kernels of x3mat.kernels
+    x3mat_plain the plain PyTorch layers on a GPU: same weights, same outputs
+    x3mat_lean  the kernels where they keep little for the backward pass (X3MAT_KEEP=0)
     x3mat+1     the same with one layer more. The last layer of X(3)mat computes only the nodes that
                 are read out; this one has as many layers over all edges as the peer
     uma         forward, and forward + backward; at the end as a CUDA graph, too, where it can be
     uma_fast_*  UMA's backends for inference, forward only
 
 peak_gib is the most memory that tensors took; for a CUDA graph it is all that the graph holds.
-Counted are the FLOPs of matrix products and the bytes that operations read and write if each
-runs by itself. One training step is profiled. The result file is written anew after each
+Counted are the FLOPs of matrix products and the bytes that operations and kernels read and write
+if each runs by itself and touches each of its arrays once. One training step is profiled. The result file is written anew after each
 measurement; what fails is recorded with its error, and the rest goes on.
 
 The peer is no dependency. Its backbone alone is imported, without fairchem's other requirements:
@@ -49,7 +52,7 @@ import time
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -173,8 +176,9 @@ class OurNetwork(nn.Module):
 
     pack = staticmethod(_packed)
 
-    def __init__(self, sizes: Sizes, l_max: int, more_layers: int = 0):
+    def __init__(self, sizes: Sizes, l_max: int, way: str = "x3mat"):
         super().__init__()
+        self.plain, self.lean, more_layers = way == "x3mat_plain", "lean" in way, int("+1" in way)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = X3Mat(X3MatConfig(
@@ -186,7 +190,23 @@ class OurNetwork(nn.Module):
         self.model.degree.copy_(torch.tensor([20.0, 10.0]))  # as in packed windows
 
     def forward(self, n_windows: int, *tensors: Tensor) -> Tensor:
-        return self.model.network(WindowGraph(*tensors, n_windows))[:, 0]
+        graph = WindowGraph(*tensors, n_windows)
+        if self.plain:
+            return self.model.plain_network(graph, self.model.plain_geometry(graph))[:, 0]
+        with keeping(0.0) if self.lean else nullcontext():
+            return self.model.network(graph)[:, 0]
+
+
+@contextmanager
+def keeping(share: float) -> Iterator[None]:
+    """Let the kernels keep this share of the card for the backward pass."""
+    from x3mat import kernels
+
+    before, kernels.KEEP = kernels.KEEP, share
+    try:
+        yield
+    finally:
+        kernels.KEEP = before
 
 
 class PeerNetwork(nn.Module):
@@ -464,6 +484,29 @@ class ByteCounter(TorchDispatchMode):
         return out
 
 
+@contextmanager
+def launches(counter: ByteCounter) -> Iterator[None]:
+    """Counts the arrays of Triton kernels, too: each once for each launch."""
+    try:
+        from triton.runtime import JITFunction
+    except ImportError:
+        yield
+        return
+    run = JITFunction.run
+
+    def counted(self, *args, **kwargs):
+        arrays = {x.data_ptr(): x.numel() * x.element_size() for x in _tensors(args)}
+        counter.total += sum(arrays.values())
+        counter.by_operation[self.fn.__name__] += sum(arrays.values())
+        return run(self, *args, **kwargs)
+
+    JITFunction.run = counted
+    try:
+        yield
+    finally:
+        JITFunction.run = run
+
+
 def _tensors(tree) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
@@ -481,7 +524,7 @@ def count(network: nn.Module, graph: WindowGraph, backward: bool) -> dict:
     n = graph.n_windows
     with FlopCounterMode(display=False) as flops:
         call()
-    with ByteCounter() as moved:
+    with ByteCounter() as moved, launches(moved):
         call()
     of = {str(op).removeprefix("aten."): value / n / 1e9
           for op, value in flops.get_flop_counts()["Global"].items()}  # fmt: skip
@@ -643,6 +686,10 @@ class Bench:
     def _extra(self, l_max: int) -> None:
         replay = self.options.device != "cpu"
         self._measure_all("x3mat+1", l_max, [(False, replay), (True, replay)])
+        if replay:
+            self._measure_all("x3mat_lean", l_max, [(True, False), (True, True)])
+            network = self._measure_all("x3mat_plain", l_max, [(False, True), (True, True)])
+            self._count("x3mat_plain", l_max, network)
 
     def _measure_all(
         self, model: str, l_max: int, ways: Iterable[tuple[bool, bool]], backend: str = "general"
@@ -651,7 +698,7 @@ class Bench:
         found = []
 
         def build() -> None:
-            network = (OurNetwork(self.sizes, l_max, int(model == "x3mat+1"))
+            network = (OurNetwork(self.sizes, l_max, model)
                        if model.startswith("x3mat")
                        else PeerNetwork(self.peer, self.sizes, l_max, backend))  # fmt: skip
             found.append(network.to(self.options.device))
@@ -746,6 +793,11 @@ def _compared(measured: list[dict], name: str) -> dict:
         row[f"ms_{name}_one_layer_more"] = fastest(more)["ms"]
     if graph := get("uma", "graph"):
         row[f"peer_ms_{name}_graph"] = graph[0]["ms"]
+    for way in ("plain", "lean"):
+        if found := get(f"x3mat_{way}"):
+            row[f"ms_{name}_{way}"] = fastest(found)["ms"]
+            if name == "fwd_bwd" and "peak_gib" in found[0]:
+                row[f"peak_gib_{way}"] = min(m["peak_gib"] for m in found)
     fast = get("uma_fast_pytorch") + get("uma_fast_gpu")
     row |= {f"peer_ms_{name}_{m['model'].removeprefix('uma_')}": m["ms"] for m in fast}
     for label, a, b in (("", peer, ours), ("_fast", fast, ours), ("_graph", graph, ours),

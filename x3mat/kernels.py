@@ -11,8 +11,9 @@ Here an attention layer is four fused steps between the matrix products, which c
     attend   Σ_j w_ij D_ijᵀ v_ij / (1 + Σ_j w_ij), one program for each receiving node
 
 No sum needs an atomic addition: edges are sorted by receiver, and a permutation sorts them by
-sender. The backward pass computes again what is cheaper to compute than to keep; of each edge and
-layer only the output of the first convolution is stored.
+sender. For the backward pass a layer keeps about five numbers for each row and channel of an edge;
+where all layers together would fill more than a share of the card (``X3MAT_KEEP``, 0.25), it keeps
+one and computes the others again, which takes about a tenth longer.
 
 Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
 shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the
@@ -35,17 +36,18 @@ except ImportError:  # no Triton for this platform: the plain layers serve
     triton = None
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, slowly: for tests
-EDGES = 4  # of a program that works edge by edge
+EDGES = 8  # of a program that works edge by edge
+KEEP = float(os.environ.get("X3MAT_KEEP", "0.25"))  # of a card's memory, see keeps()
 PROGRAMS = 1024  # that share a sum over all nodes
 
 
 def usable(model, x: Tensor) -> bool:
     """Whether the kernels can stand in for the plain layers: float32 on a GPU, no gradient with
-    respect to positions, channels and heads that are powers of two."""
-    c, heads = model.config.channels, model.config.heads
+    respect to positions, channels, heads and radial network as wide as a power of two."""
+    widths = model.config.channels, model.config.heads, model.config.radial_hidden
     return (
         triton is not None and (x.is_cuda or INTERPRETED) and x.dtype == torch.float32
-        and not x.requires_grad and c & (c - 1) == 0 and heads & (heads - 1) == 0 and c >= 16
+        and not x.requires_grad and all(n & (n - 1) == 0 for n in widths) and widths[0] >= 16
     )
 
 
@@ -81,7 +83,7 @@ if triton is not None:
         return before + (m + min(l_, m_max)) * (2 * l_ + 1)
 
     @triton.constexpr_function
-    def block(m, l_max):
+    def rows_before(m, l_max):
         """Rows before the block of order m."""
         k = abs(m)
         before = sum((2 if j else 1) * (l_max + 1 - j) for j in range(k))
@@ -119,7 +121,7 @@ if triton is not None:
     def edge_row(e, n_edges, l_: tl.constexpr, m: tl.constexpr, L: tl.constexpr, C: tl.constexpr):
         """Address of row (l, m) of edge e in the blocks."""
         k: tl.constexpr = m if m >= 0 else -m
-        return (block(m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
+        return (rows_before(m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
 
     @triton.jit
     def mixed_row(e, n_edges, l_: tl.constexpr, m: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
@@ -136,6 +138,30 @@ if triton is not None:
         for _ in tl.static_range(n):
             rows = rows + (tl.zeros([C], tl.float32),)
         return rows
+
+    @triton.jit
+    def messages(
+        h, offset, src, dst, e, live, n_nodes, l_: tl.constexpr, C: tl.constexpr
+    ):
+        """Rows of degree l of A x_j + B x_i, for edges (EDGES,)."""
+        c = tl.arange(0, C)[None, :]
+        mask = live[:, None] & (c < C)
+        j = tl.load(src + e, mask=live, other=0)[:, None]
+        i = tl.load(dst + e, mask=live, other=0)[:, None]
+        rows = ()
+        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            sent = tl.load(h + (s * n_nodes + j) * (2 * C) + c, mask=mask, other=0.0)
+            heard = tl.load(h + (s * n_nodes + i) * (2 * C) + C + c, mask=mask, other=0.0)
+            rows = rows + (sent + heard if l_ else sent + heard + tl.load(offset + c),)
+        return rows
+
+    @triton.jit
+    def turn(row, x, live, l_: tl.constexpr):
+        """A row of D, at ``row``, times the rows x of degree l."""
+        total = tl.load(row, mask=live, other=0.0)[:, None] * x[0]
+        for s in tl.static_range(1, 2 * l_ + 1):
+            total += tl.load(row + s, mask=live, other=0.0)[:, None] * x[s]
+        return total
 
     # --------------------------------------------------------------------------- kernels
     # h: (S, N, 2C), of_sender and of_receiver side by side. Letters as in model.py; n_edges,
@@ -181,93 +207,65 @@ if triton is not None:
 
     @triton.jit
     def rotate_kernel(
-        h, src, dst, wigner, radial, out, n_edges, n_nodes, L: tl.constexpr, M: tl.constexpr,
-        stored: tl.constexpr, C: tl.constexpr, EDGES: tl.constexpr,
+        h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: tl.constexpr,
+        M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr, EDGES: tl.constexpr,
     ):
-        """D (A x_j + B x_i) ⊙ radial."""
+        """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
         size: tl.constexpr = wigner_at(L + 1, -stored, stored)
         width: tl.constexpr = radial_at(L + 1, M, L) * C
         e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
         live = e < n_edges
         c = tl.arange(0, C)[None, :]
         mask = live[:, None] & (c < C)
-        i = tl.load(src + e, mask=live, other=0)[:, None]
-        j = tl.load(dst + e, mask=live, other=0)[:, None]
         for l_ in tl.static_range(L + 1):
-            x = ()
-            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                sent = tl.load(h + (s * n_nodes + i) * (2 * C) + c, mask=mask, other=0.0)
-                heard = tl.load(h + (s * n_nodes + j) * (2 * C) + C + c, mask=mask, other=0.0)
-                x = x + (sent + heard,)
+            x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
             for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                at = wigner + e * size + wigner_at(l_, m, stored)
-                turned = tl.zeros([EDGES, C], tl.float32)
-                for s in tl.static_range(2 * l_ + 1):
-                    turned += tl.load(at + s, mask=live, other=0.0)[:, None] * x[s]
+                turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
                 r = radial + e[:, None] * width + radial_at(l_, m, L) * C + c
                 to = out + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
                 tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
 
     @triton.jit
-    def rotate_back_receiver_kernel(
-        h, src, start, wigner, radial, grad, grad_radial, grad_h, n_edges, n_nodes,
+    def rotate_back_kernel(
+        h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
         L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr,
+        EDGES: tl.constexpr,
     ):
-        """Gradients of radial and of B x_i: sums over the edges to a node."""
+        """Gradient of radial; grad ← grad ⊙ radial, the gradient of D (A x_j + B x_i)."""
         size: tl.constexpr = wigner_at(L + 1, -stored, stored)
         width: tl.constexpr = radial_at(L + 1, M, L) * C
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
-        acc = nothing((L + 1) * (L + 1), C)
-        e = tl.load(start + n)
-        stop = tl.load(start + n + 1)
-        while e < stop:
-            i = tl.load(src + e)
-            new = ()
-            for l_ in tl.static_range(L + 1):
-                x = ()
-                part = ()
-                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                    sent = tl.load(h + (s * n_nodes + i) * (2 * C) + c)
-                    x = x + (sent + tl.load(h + (s * n_nodes + n) * (2 * C) + C + c),)
-                    part = part + (acc[s],)
-                for k in tl.static_range(orders(l_, M) + 1):
-                    r_at = e * width + radial_at(l_, k, L) * C + c
-                    r = tl.load(radial + r_at)
-                    total = tl.zeros([C], tl.float32)
-                    for sign in tl.static_range(2 if k else 1):
-                        at = wigner + e * size + wigner_at(l_, signed(k, sign), stored)
-                        g = tl.load(grad + edge_row(e, n_edges, l_, signed(k, sign), L, C) + c)
-                        turned = tl.zeros([C], tl.float32)
-                        next_part = ()
-                        for s in tl.static_range(2 * l_ + 1):
-                            d = tl.load(at + s)
-                            turned += d * x[s]
-                            next_part = next_part + (part[s] + d * (r * g),)
-                        part = next_part
-                        total += turned * g
-                    tl.store(grad_radial + r_at, total)
-                new = new + part
-            acc = new
-            e += 1
-        for s in tl.static_range((L + 1) * (L + 1)):
-            tl.store(grad_h + (s * n_nodes + n) * (2 * C) + C + c, acc[s])
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        c = tl.arange(0, C)[None, :]
+        mask = live[:, None] & (c < C)
+        for l_ in tl.static_range(L + 1):
+            x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
+            for k in tl.static_range(orders(l_, M) + 1):
+                r_at = e[:, None] * width + radial_at(l_, k, L) * C + c
+                r = tl.load(radial + r_at, mask=mask, other=0.0)
+                total = tl.zeros([EDGES, C], tl.float32)
+                for sign in tl.static_range(2 if k else 1):
+                    row = wigner + e * size + wigner_at(l_, signed(k, sign), stored)
+                    to = grad + edge_row(e, n_edges, l_, signed(k, sign), L, C)[:, None] + c
+                    g = tl.load(to, mask=mask, other=0.0)
+                    total += turn(row, x, live, l_) * g
+                    tl.store(to, g * r, mask=mask)
+                tl.store(grad_radial + r_at, total, mask=mask)
 
     @triton.jit
-    def rotate_back_sender_kernel(
-        order, start, wigner, radial, grad, grad_h, n_edges, n_nodes,
-        L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr,
+    def turn_back_kernel(
+        order, start, wigner, x, out, n_edges, n_nodes, L: tl.constexpr, M: tl.constexpr,
+        stored: tl.constexpr, C: tl.constexpr, SENDER: tl.constexpr,
     ):
-        """Gradient of A x_j: sums over the edges from a node."""
+        """Σ Dᵀ x over the edges from a node, or to it."""
         size: tl.constexpr = wigner_at(L + 1, -stored, stored)
-        width: tl.constexpr = radial_at(L + 1, M, L) * C
         n = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, C)
         acc = nothing((L + 1) * (L + 1), C)
         k = tl.load(start + n)
         stop = tl.load(start + n + 1)
         while k < stop:
-            e = tl.load(order + k)
+            e = tl.load(order + k) if SENDER else k
             new = ()
             for l_ in tl.static_range(L + 1):
                 part = ()
@@ -275,8 +273,7 @@ if triton is not None:
                     part = part + (acc[s],)
                 for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
                     at = wigner + e * size + wigner_at(l_, m, stored)
-                    g = tl.load(grad + edge_row(e, n_edges, l_, m, L, C) + c)
-                    g *= tl.load(radial + e * width + radial_at(l_, m, L) * C + c)
+                    g = tl.load(x + edge_row(e, n_edges, l_, m, L, C) + c)
                     next_part = ()
                     for s in tl.static_range(2 * l_ + 1):
                         next_part = next_part + (part[s] + tl.load(at + s) * g,)
@@ -284,8 +281,9 @@ if triton is not None:
                 new = new + part
             acc = new
             k += 1
+        to = out + c if SENDER else out + C + c
         for s in tl.static_range((L + 1) * (L + 1)):
-            tl.store(grad_h + (s * n_nodes + n) * (2 * C) + c, acc[s])
+            tl.store(to + (s * n_nodes + n) * (2 * C), acc[s])
 
     @triton.jit
     def gate_kernel(
@@ -411,37 +409,35 @@ if triton is not None:
 
     @triton.jit
     def attend_back_kernel(
-        value, weight, start, wigner, out, inverse, grad, grad_value, grad_weight, n_edges,
+        value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight, n_edges,
         n_nodes, size: tl.constexpr, L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr,
-        C: tl.constexpr, H: tl.constexpr,
+        C: tl.constexpr, H: tl.constexpr, EDGES: tl.constexpr,
     ):
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
+        """``mean``: gradient times output of each head, (N, H)."""
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        c = tl.arange(0, C)[None, :]
+        mask = live[:, None] & (c < C)
+        n = tl.load(dst + e, mask=live, other=0)[:, None]
         head = c // (C // H)
-        scale = tl.load(inverse + n * H + head)
-        g = ()
-        mean = tl.zeros([C], tl.float32)
-        for s in tl.static_range((L + 1) * (L + 1)):
-            row = (s * n_nodes + n) * C + c
-            g = g + (tl.load(grad + row) * scale,)
-            mean += g[s] * tl.load(out + row)
-        e = tl.load(start + n)
-        stop = tl.load(start + n + 1)
-        while e < stop:
-            w = tl.load(weight + e * H + head)
-            change = -mean
-            for l_ in tl.static_range(L + 1):
-                for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                    turned = tl.zeros([C], tl.float32)
-                    for s in tl.static_range(2 * l_ + 1):
-                        d = tl.load(wigner + e * size + wigner_at(l_, m, stored) + s)
-                        turned += d * g[l_ * l_ + s]
-                    at = edge_row(e, n_edges, l_, m, L, C) + c
-                    change += turned * tl.load(value + at)
-                    tl.store(grad_value + at, turned * w)
-            change = tl.sum(tl.reshape(change, [H, C // H]), axis=1)
-            tl.store(grad_weight + e * H + tl.arange(0, H), change)
-            e += 1
+        scale = tl.load(inverse + n * H + head, mask=mask, other=0.0)
+        w = scale * tl.load(weight + e[:, None] * H + head, mask=mask, other=0.0)
+        change = tl.zeros([EDGES, C], tl.float32)
+        for l_ in tl.static_range(L + 1):
+            g = ()
+            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                g = g + (tl.load(grad + (s * n_nodes + n) * C + c, mask=mask, other=0.0),)
+            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                turned = turn(wigner + e * size + wigner_at(l_, m, stored), g, live, l_)
+                row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+                change += turned * tl.load(value + row, mask=mask, other=0.0)
+                tl.store(grad_value + row, turned * w, mask=mask)
+        change = tl.sum(tl.reshape(change, [EDGES, H, C // H]), axis=2)
+        a = tl.arange(0, H)[None, :]
+        mask = live[:, None] & (a < H)
+        change -= tl.load(mean + n * H + a, mask=mask, other=0.0)
+        change *= tl.load(inverse + n * H + a, mask=mask, other=0.0)
+        tl.store(grad_weight + e[:, None] * H + a, change, mask=mask)
 
     @triton.jit
     def embed_kernel(
@@ -483,6 +479,51 @@ if triton is not None:
                 at = (s * n_nodes + n) * C + c
                 total += y * tl.load(grad + at, mask=mask, other=0.0)
             tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, total, mask=mask)
+
+    @triton.jit
+    def mix_kernel(
+        pre, sent, heard, src, dst, out, n_edges, C: tl.constexpr, EDGES: tl.constexpr
+    ):
+        """pre ← pre + sent_j + heard_i; its SiLU."""
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        live = e < n_edges
+        c = tl.arange(0, C)[None, :]
+        mask = live[:, None] & (c < C)
+        at = e[:, None] * C + c
+        j = tl.load(src + e, mask=live, other=0)[:, None] * C + c
+        i = tl.load(dst + e, mask=live, other=0)[:, None] * C + c
+        x = tl.load(pre + at, mask=mask, other=0.0) + tl.load(sent + j, mask=mask, other=0.0)
+        x += tl.load(heard + i, mask=mask, other=0.0)
+        tl.store(pre + at, x, mask=mask)
+        tl.store(out + at, x * tl.sigmoid(x), mask=mask)
+
+    @triton.jit
+    def mix_back_receiver_kernel(pre, start, grad, grad_pre, grad_heard, C: tl.constexpr):
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        acc = tl.zeros([C], tl.float32)
+        e = tl.load(start + n)
+        stop = tl.load(start + n + 1)
+        while e < stop:
+            x = tl.load(pre + e * C + c)
+            s = tl.sigmoid(x)
+            g = tl.load(grad + e * C + c) * s * (1 + x * (1 - s))
+            tl.store(grad_pre + e * C + c, g)
+            acc += g
+            e += 1
+        tl.store(grad_heard + n * C + c, acc)
+
+    @triton.jit
+    def mix_back_sender_kernel(order, start, grad_pre, grad_sent, C: tl.constexpr):
+        n = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, C)
+        acc = tl.zeros([C], tl.float32)
+        k = tl.load(start + n)
+        stop = tl.load(start + n + 1)
+        while k < stop:
+            acc += tl.load(grad_pre + tl.load(order + k) * C + c)
+            k += 1
+        tl.store(grad_sent + n * C + c, acc)
 
     @triton.jit
     def norm_kernel(
@@ -559,6 +600,65 @@ def _programs(n: int, each: int = EDGES) -> tuple[int]:
     return (max(1, -(-n // each)),)
 
 
+def _warps(c: int) -> int:
+    """Of a program that works node by node: a channel for each thread."""
+    return max(1, c // 32)
+
+
+def _column_sums(x: Tensor) -> Tensor:
+    return x.new_ones(len(x)) @ x
+
+
+class Mix(torch.autograd.Function):
+    """SiLU(pre + sent_j + heard_i), the first layer of :class:`x3mat.model.RadialNetwork`."""
+
+    @staticmethod
+    def forward(ctx, pre, sent, heard, edges):
+        out, (n, c) = torch.empty_like(pre), pre.shape
+        mix_kernel[_programs(n)](pre, sent, heard, edges.src, edges.dst, out, n, c, EDGES)
+        ctx.save_for_backward(pre)
+        ctx.mark_dirty(pre)
+        ctx.edges, ctx.nodes = edges, len(sent)
+        return out, pre
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        (pre,), edges, c = ctx.saved_tensors, ctx.edges, grad.shape[1]
+        grad_pre = torch.empty_like(pre)
+        sent, heard = grad.new_empty(2, ctx.nodes, c)
+        mix_back_receiver_kernel[(ctx.nodes,)](
+            pre, edges.start, grad.contiguous(), grad_pre, heard, c, num_warps=_warps(c)
+        )
+        mix_back_sender_kernel[(ctx.nodes,)](
+            edges.by_src, edges.start_src, grad_pre, sent, c, num_warps=_warps(c)
+        )
+        return grad_pre, sent, heard, None
+
+
+class Linear(torch.autograd.Function):
+    """:class:`x3mat.model.SphericalLinear` of (S, N, C), row by row, plus ``residual``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, rows):
+        each = weight.index_select(0, rows)
+        out = torch.bmm(x, each) if residual is None else torch.baddbmm(residual, x, each)
+        if bias is not None:
+            out[0] += bias
+        ctx.save_for_backward(x, weight, rows)
+        ctx.has = bias is not None, residual is not None
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, rows = ctx.saved_tensors
+        each = torch.bmm(x.transpose(1, 2), grad)
+        return (
+            torch.bmm(grad, weight.index_select(0, rows).transpose(1, 2)),
+            torch.zeros_like(weight).index_add(0, rows, each),
+            grad[0].sum(0) if ctx.has[0] else None, grad if ctx.has[1] else None, None,
+        )
+
+
 class Norm(torch.autograd.Function):
     """:class:`x3mat.model.SphericalLayerNorm`."""
 
@@ -623,6 +723,7 @@ class Sizes:
     heads: int
     logits: int  # channels of a head
     receivers: int
+    keep: bool  # intermediate results for the backward pass, instead of computing them again
 
     @property
     def mixed(self) -> int:
@@ -648,46 +749,52 @@ class Sizes:
 class Attend(torch.autograd.Function):
     """:class:`x3mat.model.Attention` without its linear maps of the nodes.
 
-    h: (S, N, 2C), A x and B x side by side; hidden: (E, hidden) of the radial network;
-    ``parameters``: the radial network's last weight and bias, both biases, gain and bias of the
-    norm of the logits, the logit vectors, then the weights of both convolutions, order by order.
+    h: (S, N, 2C), A x and B x side by side without their biases; hidden: (E, hidden) of the radial
+    network; ``parameters``: the sum of those biases, the radial network's last weight and bias,
+    the biases of both convolutions, gain and bias of the norm of the logits, the logit vectors,
+    then the weights of both convolutions, order by order.
     """
 
     @staticmethod
     def forward(ctx, h, hidden, edges: Packed, sizes: Sizes, *parameters):
         s, n_edges = sizes, len(edges.src)
-        _, _, bias_1, bias_2, gain, bias, logit, *weights = parameters
+        _, _, _, bias_1, bias_2, gain, bias, logit, *weights = parameters
         orders_ = s.m_max + 1
         mixed = s.buffer(h, n_edges, s.l_max, s.mixed)
-        x = Attend.rotate(h, hidden, edges, s, parameters)
+        radial = Attend.radial(hidden, parameters)
+        x = Attend.rotate(h, radial, edges, s, parameters)
         Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
-        del x
         weight = h.new_empty(n_edges, s.heads)
         first = (1 + 2 * s.l_max) * s.channels
         weigh_kernel[(*_programs(n_edges, 64), s.heads)](
             mixed, edges.weight, gain, bias, logit, weight, n_edges, s.mixed, first, s.heads,
             s.logits, 64,
         )
-        value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)[1]
+        gated, value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)
         out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
         inverse = h.new_empty(s.receivers, s.heads)
         attend_kernel[(s.receivers,)](
             value, weight, edges.start, edges.wigner, out, inverse, n_edges, s.receivers,
             edges.wigner.shape[1], s.l_out, min(s.m_max, s.l_out), s.stored, s.channels, s.heads,
-            num_warps=1,
+            num_warps=_warps(s.channels),
         )
-        ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters)
+        kept = (radial, x, gated, value) if s.keep else ()
+        ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters, *kept)
         ctx.edges, ctx.sizes = edges, sizes
         return out
 
     @staticmethod
-    def rotate(h, hidden, edges, s, parameters, radial=None):
+    def radial(hidden, parameters):
+        """Radial weights."""
+        return torch.addmm(parameters[2], hidden, parameters[1].T)
+
+    @staticmethod
+    def rotate(h, radial, edges, s, parameters):
         """First convolution's input."""
-        n_edges = len(edges.src)
-        radial = torch.addmm(parameters[1], hidden, parameters[0].T) if radial is None else radial
+        n_edges, offset = len(edges.src), parameters[0]
         x = s.buffer(h, n_edges, s.l_max)
         rotate_kernel[_programs(n_edges)](
-            h, edges.src, edges.dst, edges.wigner, radial, x, n_edges, h.shape[1], s.l_max,
+            h, offset, edges.src, edges.dst, edges.wigner, radial, x, n_edges, h.shape[1], s.l_max,
             s.m_max, s.stored, s.channels, EDGES,
         )
         return x
@@ -718,20 +825,24 @@ class Attend(torch.autograd.Function):
         out = s.buffer(x, n_edges, s.l_max)
         for g, w, to in zip(b, weights, s.blocks(out, n_edges, s.l_max), strict=False):
             torch.mm(g, w, out=to)
-        return out, [g.T @ y for g, y in zip(b, a, strict=False)], b[0].sum(0)
+        return out, [g.T @ y for g, y in zip(b, a, strict=False)], _column_sums(b[0])
 
     @staticmethod
     def backward(ctx, grad):
-        h, hidden, mixed, weight, out, inverse, *parameters = ctx.saved_tensors
         edges, s, n_edges = ctx.edges, ctx.sizes, len(ctx.edges.src)
-        w_radial, b_radial, _, bias_2, gain, bias, logit, *weights = parameters
-        orders_ = s.m_max + 1
-        gated, value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)
+        h, hidden, mixed, weight, out, inverse, *rest = ctx.saved_tensors
+        parameters, kept = (rest[:-4], rest[-4:]) if s.keep else (rest, None)
+        offset, w_radial, _, _, bias_2, gain, bias, logit, *weights = parameters
+        orders_, grad, n = s.m_max + 1, grad.contiguous(), h.shape[1]
+        gated, value = kept[2:] if kept else Attend.values(
+            mixed, n_edges, s, weights[orders_:], bias_2
+        )
         grad_value, grad_weight = torch.empty_like(value), torch.empty_like(weight)
-        attend_back_kernel[(s.receivers,)](
-            value, weight, edges.start, edges.wigner, out, inverse, grad.contiguous(), grad_value,
-            grad_weight, n_edges, s.receivers, edges.wigner.shape[1], s.l_out,
-            min(s.m_max, s.l_out), s.stored, s.channels, s.heads, num_warps=1,
+        mean = (grad * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
+        attend_back_kernel[_programs(n_edges)](
+            value, weight, edges.dst, edges.wigner, inverse, mean, grad, grad_value, grad_weight,
+            n_edges, s.receivers, edges.wigner.shape[1], s.l_out, min(s.m_max, s.l_out), s.stored,
+            s.channels, s.heads, EDGES,
         )
         del value
         grad_gated, second, grad_bias_2 = Attend.back(
@@ -751,26 +862,27 @@ class Attend(torch.autograd.Function):
             first, s.heads, s.logits, 64,
         )
         parts = parts.sum(0)
-        radial = torch.addmm(b_radial, hidden, w_radial.T)
-        x = Attend.rotate(h, hidden, edges, s, parameters, radial)
+        radial = kept[0] if kept else Attend.radial(hidden, parameters)
+        x = kept[1] if kept else Attend.rotate(h, radial, edges, s, parameters)
         grad_x, first, grad_bias_1 = Attend.back(
             x, grad_mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_]
         )
         del x, grad_mixed
-        grad_h, grad_radial, n = torch.empty_like(h), torch.empty_like(radial), h.shape[1]
+        grad_h, grad_radial = torch.empty_like(h), torch.empty_like(radial)
         sizes = n_edges, n, s.l_max, s.m_max, s.stored, s.channels
-        rotate_back_receiver_kernel[(n,)](
-            h, edges.src, edges.start, edges.wigner, radial, grad_x, grad_radial, grad_h, *sizes,
-            num_warps=1,
+        rotate_back_kernel[_programs(n_edges)](
+            h, offset, edges.src, edges.dst, edges.wigner, radial, grad_x, grad_radial, *sizes,
+            EDGES,
         )
-        rotate_back_sender_kernel[(n,)](
-            edges.by_src, edges.start_src, edges.wigner, radial, grad_x, grad_h, *sizes,
-            num_warps=1,
-        )
+        for start, sender in ((edges.start, False), (edges.start_src, True)):
+            turn_back_kernel[(n,)](
+                edges.by_src, start, edges.wigner, grad_x, grad_h, *sizes, sender,
+                num_warps=_warps(s.channels),
+            )
         return (
-            grad_h, grad_radial @ w_radial, None, None, grad_radial.T @ hidden, grad_radial.sum(0),
-            grad_bias_1, grad_bias_2, parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2],
-            *first, *second,
+            grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
+            grad_radial.T @ hidden, _column_sums(grad_radial), grad_bias_1, grad_bias_2,
+            parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second,
         )
 
 
@@ -808,23 +920,35 @@ def wigner_size(l_max: int, m_max: int) -> int:
     return sum((2 * k + 1) * (2 * min(k, m_max) + 1) for k in range(l_max + 1))
 
 
-def linear(x: Tensor, module, rows: Tensor, residual: Tensor | None = None) -> Tensor:
-    """:class:`x3mat.model.SphericalLinear` of (S, N, C), plus ``residual``."""
-    weight = module.weight.index_select(0, rows)
-    y = torch.bmm(x, weight) if residual is None else torch.baddbmm(residual, x, weight)
-    return y if module.bias is None else torch.cat([y[:1] + module.bias, y[1:]])
-
-
 def network(model, graph, geometry: tuple) -> Tensor:
-    """Contributions, (W, outputs): :meth:`x3mat.model.X3Mat.reference` with the kernels."""
+    """:meth:`x3mat.model.X3Mat.plain_network` with the kernels: contributions, (W, outputs)."""
     edges, packed, probes, harmonics = geometry
     n_windows, n_probe = graph.n_windows, len(graph.positions)
-    x = Embed.apply(model.degree_embedding(edges), edges.element @ model.embedding, harmonics,
-                    packed)
+    radial = model.degree_embedding
+    radial = radial.rest[-1](hidden(radial, edges, packed))
+    x = Embed.apply(radial, edges.element @ model.embedding, harmonics, packed)
     for layer in model.blocks[:-1]:
-        x = transform(model, layer, x, len(edges.element), edges, packed)
-    x = transform(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
+        x = block(model, layer, x, len(edges.element), edges, packed)
+    x = block(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
     return model.shift + model.scale * model.head(model.norm(x[0]))
+
+
+def keeps(model, n_edges: int) -> bool:
+    """Whether all layers together may keep about five numbers for each row and channel of
+    an edge: radial weights, inputs and outputs of both convolutions."""
+    c = model.config
+    rows = sum((2 if m else 1) * (c.l_max + 1 - m) for m in range(c.m_max + 1))
+    numbers = 5 * n_edges * rows * c.channels * len(model.blocks)
+    device = model.shift.device
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 1e10
+    return 4 * numbers < KEEP * total
+
+
+def hidden(radial, edges, packed: Packed) -> Tensor:
+    """:meth:`x3mat.model.RadialNetwork.hidden`."""
+    sent, heard = edges.element @ radial.sender, edges.element @ radial.receiver
+    x, _ = Mix.apply(radial.distance(edges.basis), sent, heard, packed)
+    return radial.rest[1:-1](x)
 
 
 def norm(x: Tensor, module) -> Tensor:
@@ -833,27 +957,25 @@ def norm(x: Tensor, module) -> Tensor:
     return Norm.apply(x, scalars.weight, scalars.bias, gamma, module.eps, module.l_max)
 
 
-def transform(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Tensor:
+def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Tensor:
     """:class:`x3mat.model.Block`: (S, N, C) → (S_out, receivers, C)."""
     a, rows = layer.attention, model.degree_of_row
     s = Sizes(a.l_max, a.l_out, a.m_max, model.config.m_max, x.shape[2], a.heads,
-              a.LOGIT_CHANNELS, receivers)
-    both = torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2).index_select(0, rows)
-    h = torch.bmm(norm(x, layer.norm_attention), both)
-    offset = torch.cat([a.of_sender.bias, a.of_receiver.bias])
-    h = torch.cat([h[:1] + offset, h[1:]])
+              a.LOGIT_CHANNELS, receivers, keeps(model, len(edges.src)))
+    both = torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2)
+    h = Linear.apply(norm(x, layer.norm_attention), both, None, None, rows)
     first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
     update = Attend.apply(
-        h, a.radial.hidden(edges), packed, s, last.weight, last.bias, first[0].bias,
-        second[0].bias, a.logit_norm.weight, a.logit_norm.bias, a.logit,
-        *(w.weight for w in first), *(w.weight for w in second),
+        h, hidden(a.radial, edges, packed), packed, s, a.of_sender.bias + a.of_receiver.bias,
+        last.weight, last.bias, first[0].bias, second[0].bias, a.logit_norm.weight,
+        a.logit_norm.bias, a.logit, *(w.weight for w in first), *(w.weight for w in second),
     )
-    rows = rows[: len(update)]
-    x = linear(update, a.project, rows, x[: len(update), :receivers])
-    f, y = layer.feed_forward, norm(x, layer.norm_feed_forward)
-    scalars, *gates = f.gates(y[0]).chunk(1 + a.l_out, dim=1)
+    rows, p = rows[: len(update)], a.project
+    x = Linear.apply(update, p.weight, p.bias, x[: len(update), :receivers], rows)
+    f, y = layer.feed_forward, norm(x, layer.norm_feed_forward).split([1, len(rows) - 1])
+    scalars, *gates = f.gates(y[0][0]).chunk(1 + a.l_out, dim=1)
     inner = [nn.functional.silu(scalars)[None]]
     if a.l_out:
         gates = torch.sigmoid(torch.stack(gates)).index_select(0, rows[1:] - 1)
-        inner.append(linear(y[1:], f.expand, rows[1:] - 1) * gates)
-    return linear(torch.cat(inner), f.contract, rows, x)
+        inner.append(Linear.apply(y[1], f.expand.weight, None, None, rows[1:] - 1) * gates)
+    return Linear.apply(torch.cat(inner), f.contract.weight, f.contract.bias, x, rows)

@@ -194,8 +194,8 @@ def envelope(x: Tensor) -> Tensor:
 class WindowGraph:
     """Windows with the pairs of atoms that exchange messages; what the network reads.
 
-    Every shape in the network follows from those here. Atoms that no window needs (padding) sit on
-    the surface, where edges have no weight.
+    Every shape in the network follows from those here. Atoms are sorted by window, pairs by dst.
+    Atoms that no window needs (padding) sit on the surface, where edges have no weight.
     """
 
     positions: Tensor  # (A, 3) relative to the window's centre, Å

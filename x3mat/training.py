@@ -139,37 +139,47 @@ class Replayed:
 
     def __call__(self, batch: Batch) -> Tensor | None:
         """Ŷ of each crystal, (B, outputs), or None where no captured size is large enough."""
-        n_atoms, n_pairs = len(batch.species), len(batch.src)
-        fitting = [size for size in self.captured if size[0] > n_atoms and size[1] >= n_pairs]
+        atoms, pairs = self._least(batch)
+        fitting = [size for size in self.captured if size[0] >= atoms and size[1] >= pairs]
         if not fitting:
             return None
         size = min(fitting, key=lambda s: s[0] + s[1])
         return self.captured[size](*self._pad(batch, size))[: len(batch.target)]
 
     @staticmethod
-    def _size(batch: Batch) -> tuple[int, int]:
-        """Atoms, one of them padding, and pairs."""
-        return tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 2)) / 4))
-                     for n in (len(batch.species), len(batch.src)))
+    def _least(batch: Batch) -> tuple[int, int]:
+        """Atoms, some of them padding that can share the added pairs, and pairs."""
+        return 17 * len(batch.species) // 16 + 1, len(batch.src)
+
+    def _size(self, batch: Batch) -> tuple[int, int]:
+        return tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 1)) / 4))
+                     for n in self._least(batch))
 
     def _pad(self, batch: Batch, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        return pad(batch, *size, self.windows, self.model.config.radius)
+        windows = self.windows + size[0] // 64 + 1
+        return pad(batch, *size, windows, self.model.config.radius)
 
 
 def pad(batch: Batch, atoms: int, pairs: int, windows: int, radius: float) -> tuple[Tensor, ...]:
-    """The arguments of :class:`PaddedMean`: a batch with at least one atom more than it has.
+    """The arguments of :class:`PaddedMean`: a batch with at least one atom and window more.
 
-    Atoms are added on the surface of the first window, pairs between the last of them, windows
-    without a share: none has an effect.
+    Atoms are added on the surface of windows without a share, and pairs from these atoms to all:
+    none has an effect. Both are spread evenly, since sums over a node's edges are made in a row.
     """
 
     def longer(x: Tensor, n: int, value: float) -> Tensor:
         return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
 
+    def spread(x: Tensor, n: int, first: int, stop: int) -> Tensor:
+        added = torch.arange(n - len(x), device=x.device)
+        return torch.cat([x, first + added * (stop - first) // max(len(added), 1)])
+
+    n_atoms = len(batch.species)
+    dst, order = spread(batch.dst, pairs, 0, atoms).sort(stable=True)
     return (longer(batch.positions, atoms, radius), longer(batch.species, atoms, 1),
-            longer(batch.window, atoms, 0), longer(batch.src, pairs, atoms - 1),
-            longer(batch.dst, pairs, atoms - 1), longer(batch.crystal, windows, 0),
-            longer(batch.share, windows, 0.0))
+            spread(batch.window, atoms, len(batch.share), windows),
+            spread(batch.src, pairs, n_atoms, atoms)[order], dst,
+            longer(batch.crystal, windows, 0), longer(batch.share, windows, 0.0))
 
 
 class PaddedMean(torch.nn.Module):
