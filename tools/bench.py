@@ -21,8 +21,9 @@ Measured, each as the median of repeats after a warm-up, all in ms per window
 
 peak_gib is the most memory that tensors took; for a CUDA graph it is all that the graph holds.
 Counted are the FLOPs of matrix products and the bytes that operations and kernels read and write
-if each runs by itself and touches each of its arrays once. One training step is profiled. The result file is written anew after each
-measurement; what fails is recorded with its error, and the rest goes on.
+if each runs by itself and touches each of its arrays once. One training step is profiled. The
+result file is written anew after each measurement; what fails is recorded with its error, and
+the rest goes on.
 
 The peer is no dependency. Its backbone alone is imported, without fairchem's other requirements:
 
