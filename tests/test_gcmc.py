@@ -97,7 +97,29 @@ def prepared(settings, framework=CAGE, *, direct):
     if not direct:
         parts.make_grids(system, guests, settings, "cpu")
     tables = parts.make_tables([system], guests, [(0, settings)], direct=direct)
-    return system, guests, tables, parts.empty_chains([0], [7], len(settings.gases), 1, 12)
+    chains = parts.empty_chains([0], [7], len(settings.gases), 1, 12)
+    chains.beta[:] = tables.beta
+    return system, guests, tables, chains
+
+
+def put(tables, chains, slot, kind, centre, axis):
+    """A molecule with its centre (fractions) and axis (Å)."""
+    direction = np.array(axis) / np.linalg.norm(axis) @ tables.inverse[0]
+    pose = tuple(map(float, [*centre, *direction]))
+    kernel.put(chains, 0, slot, kind, pose)
+    return pose
+
+
+def energy_of(tables, chains, slot, pose):
+    """Energy (K) of molecule `slot` with the framework and the molecules before it."""
+    return kernel.molecule_energy(tables, chains, 0, chains.kind[0, slot], pose, -1, 0, 1)
+
+
+def sites_of(tables, chains, n):
+    """(n, 3 sites, 3) fractions."""
+    poses = chains.molecule[0, :, :n].T
+    z = tables.site_z[chains.kind[0, :n]]
+    return poses[:, None, :3] + z[..., None] * poses[:, None, 3:]
 
 
 def filled(kernel, tables, chains, number):
@@ -105,15 +127,12 @@ def filled(kernel, tables, chains, number):
     rng, total = np.random.default_rng(3), 0.0
     while chains.n[0] < number:
         slot = chains.n[0]
-        chains.kind[0, slot] = slot % tables.n_sites.size
-        chains.molecule[0, slot, :3] = rng.random(3)
-        axis = rng.normal(size=3)
-        chains.molecule[0, slot, 3:6] = axis / np.linalg.norm(axis)
-        kernel.place(tables, chains, 0, 0, slot)
-        energy = kernel.molecule_energy(tables, chains, 0, slot, -1)
+        kind = slot % tables.n_sites.size
+        pose = put(tables, chains, slot, kind, rng.random(3), rng.normal(size=3))
+        energy = energy_of(tables, chains, slot, pose)
         if energy < 1500:
             total += energy
-            chains.count[0, chains.kind[0, slot]] += 1
+            chains.count[0, kind] += 1
             chains.n[0] += 1
     return total
 
@@ -126,7 +145,7 @@ def test_energy_of_charged_mixture_is_that_of_plain_sums(direct):
     )  # fmt: skip
     system, guests, tables, chains = prepared(settings, direct=direct)
     total = filled(kernel, tables, chains, 6)
-    sites = chains.molecule[0, :6, 6:].reshape(6, 3, 3) @ system.cell
+    sites = sites_of(tables, chains, 6) @ system.cell
     kinds = chains.kind[0, :6]
     atoms, place = system.atoms @ system.cell, sites.reshape(-1, 3)
     coulomb = plain_coulomb(system, sites, guests.site_charge[kinds])
@@ -199,11 +218,9 @@ def test_energies_are_those_of_raspa(charges, tolerance):
         system, guests, tables, chains = prepared(settings, framework, direct=True)
         energy = 0.0
         for slot, site in enumerate(sites):
-            axis = site[0] - site[1]
-            chains.molecule[0, slot, :3] = site[1] @ np.linalg.inv(cell)
-            chains.molecule[0, slot, 3:6] = axis / np.linalg.norm(axis)
-            kernel.place(tables, chains, 0, 0, slot)
-            energy += kernel.molecule_energy(tables, chains, 0, slot, -1)
+            centre = site[1] @ np.linalg.inv(cell)
+            pose = put(tables, chains, slot, 0, centre, site[0] - site[1])
+            energy += energy_of(tables, chains, slot, pose)
             chains.n[0] += 1
         return energy, system, np.tile(guests.site_charge[0], (len(sites), 1))
 
@@ -223,14 +240,11 @@ def test_shift_and_tail():
         settings = replace(SHORT, cutoff=10.0, gases=("CH4",), spacing=0.0)
         settings = replace(settings, **change)
         system, _, tables, chains = prepared(settings, direct=True)
-        if name == "long":  # the same cage, periodic in the same way: shared positions in Å
-            chains.kind[:] = 0
-        chains.molecule[0, 0, :3] = np.array([0.5, 0.5, 0.5]) / system.replicas
-        kernel.place(tables, chains, 0, 0, 0)
-        energies[name] = kernel.molecule_energy(tables, chains, 0, 0, -1)
+        centre = np.array([0.5, 0.5, 0.5]) / system.replicas
+        energies[name] = energy_of(tables, chains, 0, put(tables, chains, 0, 0, centre, (0, 0, 1)))
         if name == "cut":
             inside = forcefield.framework_parameters("uff")
-            r = np.linalg.norm(((system.atoms - chains.molecule[0, 0, :3] + 0.5) % 1 - 0.5)
+            r = np.linalg.norm(((system.atoms - centre + 0.5) % 1 - 0.5)
                                @ system.cell, axis=1)  # fmt: skip
             shift = sum(
                 4 * math.sqrt(inside[s]["epsilon"] * 148) * (w**12 - w**6)
@@ -280,14 +294,18 @@ def test_ideal_gas_mixture():
     assert result.loadings["Ar"].heat_kJ_per_mol == pytest.approx(8.314e-3 * 298, abs=0.3)
 
 
-def test_every_set_of_moves_gives_the_same_distribution():
-    settings = replace(
-        SHORT, gases=("Ar", "CH4"), fractions=(0.5, 0.5), pressure=3e6, cycles=800, replicas=4
-    )
+@pytest.mark.parametrize("change", [
+    {"gases": ("Ar", "CH4"), "pressure": 3e6},
+    {"gases": ("CO2", "N2"), "pressure": 1e6, "charges": "cif", "temperature": 400.0,
+     "force_field": "trappe-n2-zeolite"},
+])  # fmt: skip
+def test_every_set_of_moves_gives_the_same_distribution(change):
+    settings = replace(SHORT, fractions=(0.5, 0.5), cycles=1000, replicas=4, **change)
     found = {
-        moves: gcmc([CAGE], replace(settings, moves=moves))[0]
-        for moves in [(0, 0, 0, 1, 0), (0.2, 0, 0.2, 0.3, 0.3), (0, 0, 0, 0.1, 0.9)]
-    }
+        moves: gcmc([CAGE], replace(settings, moves=moves, trials=trials))[0]
+        for moves, trials in [((0, 0, 0, 1, 0), 1), ((0.2, 0.1, 0.2, 0.3, 0.2), 16),
+                              ((0, 0, 0, 0.2, 0.8), 5)]
+    }  # fmt: skip
     first, *others = [
         [(x.counting[0], x.counting[1]) for x in r.loadings.values()] for r in found.values()
     ]
@@ -300,6 +318,105 @@ def test_every_set_of_moves_gives_the_same_distribution():
         for x in r.loadings.values():
             error = math.hypot(x.counting[1], x.insertion[1])
             assert abs(x.counting[0] - x.insertion[0]) < 5 * error
+
+
+# 11 Å wide: molecules of 3.73 Å feel one another everywhere in it.
+SOLVABLE = Framework(11.0 * np.eye(3), np.array([2]), np.zeros((1, 3)), None, "solvable")
+MOST = 6  # molecules
+
+
+@pytest.fixture(scope="module")
+def integrals():
+    """Mean Boltzmann factors of 0 to MOST methane molecules in SOLVABLE, 150 K; their errors."""
+    rng, out = np.random.default_rng(1), [(1.0, 0.0)]
+    helium = forcefield.framework_parameters("uff")["He"]
+    host = math.sqrt(helium["epsilon"] * 148), (helium["sigma"] + 3.73) / 2
+
+    def factor(difference, epsilon, sigma):
+        r2 = ((difference - np.round(difference)) ** 2).sum(-1) * 121.0
+        w = (sigma * sigma / np.maximum(r2, 0.5)) ** 3
+        return np.where(r2 < 25.0, 4 * epsilon * (w * w - w), 0.0)
+
+    for n in range(1, MOST + 1):
+        means = []
+        for _ in range(20):
+            x = rng.random((20_000, n, 3))
+            energy = factor(x, *host).sum(1)
+            for i in range(n):
+                energy += factor(x[:, i, None] - x[:, :i], 148, 3.73).sum(1)
+            means.append(np.exp(-energy / 150.0).mean())
+        out.append((np.mean(means), np.std(means) / math.sqrt(20)))
+    return np.array(out).T
+
+
+@pytest.mark.parametrize(("trials", "moves", "inner"), [
+    (1, (0.0, 0, 0.0, 1.0, 0), 6.0),  # nothing but insertions and deletions
+    (8, (0.0, 0, 0.0, 1.0, 0), 6.0),
+    (8, (0.0, 0, 0.5, 0.5, 0), 0.0),  # trials that feel no other molecule
+    (32, (0.3, 0, 0.3, 0.4, 0), 4.2),  # or some of them
+])  # fmt: skip
+def test_numbers_are_distributed_as_the_partition_function_says(
+    integrals, trials, moves, inner, monkeypatch
+):
+    """P(N) = (z V)^N Q_N / N! with the integrals Q of the same system by plain random points."""
+    monkeypatch.setattr(parts, "INNER", inner)
+    settings = replace(
+        SHORT, gases=("CH4",), cutoff=5.0, spacing=0.2, temperature=150.0, cycles=6000,
+        replicas=2, trials=trials, moves=moves, start="both",
+    )  # fmt: skip
+    guests = parts.make_guests(settings)
+    system = parts.make_system(SOLVABLE, settings, guests)
+    run = engine.Run([system], guests, [(0, settings)], "cpu", None)
+    run.tables = run.on_device = run.tables._replace(log_activity=np.full((1, 1), math.log(1.7)))
+    while run.cycles_left:
+        run.step()
+    counts = np.concatenate(run.records["counts"], 1)[..., 0]
+    n = np.arange(MOST + 1)
+    p = 1.7**n / [math.factorial(i) for i in n] * integrals[0]
+    relative = integrals[1] / integrals[0]
+    p /= p.sum()
+    assert 1 < n @ p < 4
+    assert p[-1] < 0.1
+    inside = counts <= MOST
+    for i in n:
+        error = engine.standard_error(1.0 * (counts == i))
+        assert error < 0.01
+        assert (counts == i).sum() / inside.sum() == pytest.approx(
+            p[i], abs=4 * math.hypot(error, p[i] * relative[i]) + 1e-3)
+
+
+@pytest.mark.parametrize("kind", [kernel.SWAP, kernel.IDENTITY])
+def test_insertions_and_deletions_reverse_one_another(kind):
+    """A molecule comes with R from one set of trials, and would go with R' from another.
+
+    Exchanging the sets changes the density of such a pair by the factor R' / R; so the mean of
+    R / R', where that is less than 1, is the share of pairs with R > R'.
+    """
+    settings = replace(
+        SHORT, gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", trials=6,
+        force_field="trappe-n2-zeolite", temperature=1000.0,
+    )  # fmt: skip
+    system, _, tables, chains = prepared(settings, direct=False)
+    share = np.random.default_rng(0).uniform(0.2, 1.8, system.voxels.prod())
+    tables = tables._replace(
+        cdf=np.cumsum(share / share.sum()), cdf_start=np.zeros((1, 2), np.int64))
+    filled(kernel, tables, chains, 4)
+    centre = kernel.pose_of(chains, 0, 3)
+    chains.n[0] = 3
+    ratios = np.zeros(9000)
+    for i in range(len(ratios)):
+        forth, back = np.uint64(parts.key_of("forth", i)), np.uint64(parts.key_of("back", i))
+        start = centre if kind == kernel.IDENTITY else (0.0,) * 6
+        pose, one, _ = kernel.selected(
+            tables, chains, 0, 0, start, kind, -1, False, forth, 0, 1)
+        if one > -kernel.BIG:
+            other = kernel.selected(tables, chains, 0, 0, pose, kind, -1, True, back, 0, 1)[1]
+            ratios[i] = math.exp(one - other)
+    ratios = ratios[(ratios > 0) & (np.abs(ratios - 1) > 1e-9)]  # overlaps; one trial alone
+    balance = np.where(ratios < 1, ratios, -1)
+    assert len(ratios) > 4000
+    assert 0.2 < (ratios > 1).mean() < 0.8
+    assert balance.mean() == pytest.approx(0, abs=4 * balance.std() / math.sqrt(len(ratios)))
 
 
 def test_running_energy_is_the_energy():
@@ -317,7 +434,7 @@ def test_running_energy_is_the_energy():
     total = 0.0
     for slot in range(n):
         chains.n[0] = slot
-        total += kernel.molecule_energy(run.tables, chains, 0, slot, -1)
+        total += energy_of(run.tables, chains, slot, kernel.pose_of(chains, 0, slot))
     assert chains.energy[0] == pytest.approx(total, rel=1e-6)
     assert chains.count[0].sum() == n
 
@@ -415,6 +532,22 @@ def test_bad_frameworks_do_not_stop_the_others():
 def test_bad_settings_are_refused(change):
     with pytest.raises(DataError):
         gcmc([CAGE], replace(SHORT, **change))
+
+
+def test_dense_states_are_the_same_from_empty_and_from_full():
+    settings = replace(
+        SHORT, temperature=87.0, pressure=101_325.0, equilibration=600, cycles=600, replicas=4,
+        trials=64, moves=(0.6, 0, 0.1, 0.3, 0), start="both",
+    )  # fmt: skip
+    [result] = gcmc([CAGE], settings)
+    chains = result.counts[:, result.discarded :, 0]
+    assert chains.mean() > 20
+    error = math.hypot(*(engine.standard_error(x) for x in (chains[::2], chains[1::2])))
+    assert chains[::2].mean() == pytest.approx(chains[1::2].mean(), abs=4 * error)
+    assert error < 0.03 * chains.mean()
+    assert result.is_equilibrated
+    far = result.counts + 20 * np.arange(4)[:, None, None] % 40  # the full ones hold 20 more
+    assert "chains from full and from empty differ" in replace(result, counts=far).warnings[0]
 
 
 def test_stuck_chains_are_named():

@@ -47,7 +47,10 @@ import numpy as np
 from gcmc.forcefield import framework_parameters, guest
 from gcmc.system import (
     CYCLES_PER_LAUNCH,
+    FILL,
+    HEAT,
     K_B,
+    MOLECULE_VOLUME,
     GCMCSettings,
     Guests,
     System,
@@ -145,11 +148,18 @@ class GCMCResult:
     def warnings(self) -> tuple[str, ...]:
         """Why the chains are not equilibrated; then the errors mean nothing.
 
-        Either more was discarded than the half of the cycles that may be at most, or chains, named
-        by their numbers from 1 on, never accepted a swap: they are stuck, or the framework has no
-        pores for the gas.
+        More was discarded than the half of the cycles that may be at most; chains, named by their
+        numbers from 1 on, never accepted a swap: they are stuck, or the framework has no pores for
+        the gas; or those from the empty and from the full framework differ, by three standard
+        errors and by 2 %.
         """
         out = []
+        if self.settings.start == "both" and len(self.counts) > 1:
+            n = self.counts[:, self.discarded :].sum(-1)
+            parts = n[::2], n[1::2]
+            gap = float(parts[1].mean() - parts[0].mean())
+            if abs(gap) > max(0.02 * n.mean(), 3 * math.hypot(*map(standard_error, parts))):
+                out.append(f"chains from full and from empty differ by {gap / n.mean():.0%}")
         if self.discarded >= self.counts.shape[1] // 2 - 5:
             out.append("the chains still drift; let equilibration be longer")
         stuck = np.flatnonzero(self.swaps == 0) + 1
@@ -217,14 +227,17 @@ class Run:
         species = len(settings.gases)
         cells = [int(np.prod(systems[states[p][0]].voxels)) * species for p in state]
         self.chains = empty_chains(
-            state, keys, species, CYCLES_PER_LAUNCH, 64, cells if settings.density else ()
+            state, keys, species, CYCLES_PER_LAUNCH, 64, settings.trials,
+            cells if settings.density else (),
         )
+        odd = np.arange(len(state)) % settings.replicas % 2
+        self.full = {"empty": 0 * odd, "full": 0 * odd + 1, "both": odd}[settings.start]
         self.phases = [("equilibration", settings.equilibration), ("sampling", settings.cycles)]
         self.phase, self.done = 0, 0
+        self._anneal()
         self.records: dict[str, list[np.ndarray]] = {
-            k: [] for k in ("counts", "energies", "weights", "inserts")
+            k: [] for k in ("counts", "energies", "weights")
         }
-        self.moves = np.zeros(len(state))
         self.checkpoint, self.saved = checkpoint, time.monotonic()
         if checkpoint is not None and checkpoint.is_file():
             self._load()
@@ -239,30 +252,29 @@ class Run:
         """Advance all chains by one launch; returns the number of cycles."""
         name, total = self.phases[self.phase]
         last = min(self.done + CYCLES_PER_LAUNCH, total)
-        before = self.chains.step.copy()
         self._advance(last, name == "equilibration")
-        self.moves += self.chains.step - before
         cycles, self.done = last - self.done, last
         self._fetch(*self.records)
         chains = self.chains
         if name == "sampling":
             for key, parts in self.records.items():
                 parts.append(getattr(chains, key)[:, :cycles].copy())
-        chains.weights[:], chains.inserts[:] = 0, 0
-        changed = {"weights", "inserts"}
+        chains.weights[:] = 0
+        changed = {"weights"}
         if name == "equilibration":
             # A cycle is max(20, N) moves, and its length stays the same while sampling: lengths
             # that followed N would sample states with many molecules less often.
             chains.length[:] = np.maximum(20, np.rint(chains.counts[:, :cycles].sum(-1).mean(1)))
             chains.step[:] = self.done * chains.length
-            changed |= {"length", "step"}
+            self._anneal()
+            changed |= {"length", "step", "beta", "boost"}
         if self.done == total:
             self.phase, self.done = self.phase + 1, 0
             chains.step[:] = 0
             changed.add("step")
             if name == "equilibration":
-                chains.tried[:], chains.accepted[:], chains.density[:] = 0, 0, 0
-                changed |= {"tried", "accepted", "density"}
+                chains.tally[:], chains.density[:] = 0, 0
+                changed |= {"tally", "density"}
         if self.there is not chains:
             for key in changed:
                 getattr(self.there, key).copy_to_device(getattr(chains, key))
@@ -273,6 +285,16 @@ class Run:
         ):
             self._save()
         return cycles
+
+    def _anneal(self) -> None:
+        """Temperatures and fugacities: during the first half of equilibration from higher ones."""
+        left = max(0.0, 1 - 2 * self.done / self.phases[0][1])
+        share = 1 / (1 + (HEAT - 1) * left)  # of beta
+        self.chains.beta[:] = self.tables.beta[self.chains.state] * share
+        volume = np.array([self.systems[i].volume for i, _ in self.states])[:, None]
+        dilute = np.log(volume / MOLECULE_VOLUME) - self.tables.log_activity
+        self.chains.boost[:] = (1 - share) * dilute.mean(1)[self.chains.state]
+        self.chains.boost[:] += math.log(FILL) * left * self.full
 
     def _fetch(self, *names: str) -> None:
         """Copy arrays of the chains from the device."""
@@ -291,12 +313,11 @@ class Run:
             if (chains.step >= last * chains.length).all():
                 return
             self._fetch(*chains._fields)
-            slots = chains.kind.shape[1] - 1  # some chains are full: double the slots
+            slots = chains.kind.shape[1]  # some chains are full: double the slots
             kind, molecule = (
-                np.pad(a, [(0, 0), (0, slots)] + [(0, 0)] * (a.ndim - 2))
+                np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, slots)])
                 for a in (chains.kind, chains.molecule)
             )
-            molecule[..., 5][~molecule[..., 3:6].any(-1)] = 1.0
             self.chains = chains._replace(kind=kind, molecule=molecule)
             self.there = kernel.to_device(self.chains, self.device)
 
@@ -307,7 +328,7 @@ class Run:
             arrays[f"records_{key}"] = np.concatenate(parts, 1) if parts else np.zeros(0)
         handle, temporary = tempfile.mkstemp(dir=self.checkpoint.parent, suffix=".npz")
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, at=[self.phase, self.done], moves=self.moves, **arrays)
+            np.savez(file, at=[self.phase, self.done], **arrays)
         os.replace(temporary, self.checkpoint)
         self.saved = time.monotonic()
 
@@ -315,7 +336,6 @@ class Run:
         try:
             with np.load(self.checkpoint) as file:
                 self.phase, self.done = file["at"].tolist()
-                self.moves = file["moves"]
                 self.chains = type(self.chains)(
                     *(file[f"chains_{k}"] for k in self.chains._fields))
                 for key in self.records:
@@ -348,7 +368,7 @@ class Run:
         for k, gas in enumerate(gases):
             mass = guest(gas)["molar_mass"]
             mean, error, counting, insertion = combined(
-                part["counts"][..., k], part["weights"][..., k], part["inserts"][..., k],
+                part["counts"][..., k], *np.moveaxis(part["weights"][..., k, :], -1, 0),
                 activity[k],
             )  # fmt: skip
             unit = 1 / n_cells
@@ -368,7 +388,7 @@ class Run:
             ).reshape(len(gases), *shape)
             per_voxel = system.volume / n * settings.cycles * len(rows)
             density = {g: counts[k] / per_voxel for k, g in enumerate(gases)}
-        tried, accepted = self.chains.tried[rows].sum(0), self.chains.accepted[rows]
+        tried, accepted = self.chains.tally[rows, 0].sum(0), self.chains.tally[rows, 1]
         kinds = ("translation", "rotation", "reinsertion", "swap", "identity")
         return GCMCResult(
             name=system.framework.name, settings=settings, loadings=loadings,
@@ -381,7 +401,7 @@ class Run:
                 for j, name in enumerate(kinds) if tried[j]
             },
             swaps=accepted[:, kinds.index("swap")],
-            density=density, moves=int(self.moves[rows].sum()), seconds=seconds,
+            density=density, moves=int(self.chains.moves[rows].sum()), seconds=seconds,
             device=self.device,
         )  # fmt: skip
 
@@ -426,12 +446,12 @@ def statistical_inefficiency(series: np.ndarray) -> float:
 def standard_error(series: np.ndarray) -> float:
     """Standard error of the mean of (chains, n) correlated values.
 
-    The larger of the autocorrelation-corrected error and, for four chains and more, that from the
-    spread of the chains' means.
+    The larger of the autocorrelation-corrected error and, of several chains, that from the spread of
+    their means.
     """
     x = np.asarray(series, dtype=float)
     within = x.var() * statistical_inefficiency(x) / x.size
-    between = x.mean(1).var(ddof=1) / len(x) if len(x) >= 4 else 0.0
+    between = x.mean(1).var(ddof=1) / len(x) if len(x) > 1 else 0.0
     return math.sqrt(max(within, between))
 
 

@@ -2,13 +2,17 @@
 
 Every function below works on single numbers and on the flat arrays of `Tables` (read only) and
 `Chains` (the state). numba compiles the same source twice: for cores, where threads share the
-chains, and for CUDA, with one thread per chain. With interpolated framework energies a move costs
-a few hundred reads and some thousand operations, too little to split over a block; thousands of
-chains fill a card instead. All chains draw the *kind* of the move from one common sequence, so
-that threads of a warp stay together; everything else is drawn from the chain's own stream.
+chains, and for CUDA, with one warp per chain. The lanes of a warp share the trials of an insertion
+and the molecules of an energy; all of them come to the same decisions, and the first one writes.
+On a core there is one lane. Draws are numbered, by chain, move and purpose, so that any lane can
+make any of them.
+
+Insertions, deletions, reinsertions and changes of species are biased by configuration (Rosenbluth
+weights of several trials, places drawn where the framework leaves room), see `move`.
 
 Units: Å, K (energies are E/k_B), elementary charges. Positions are fractions of the simulated
-cell. Indices: c chain, p state point, s system (framework), k species, t guest site type.
+cell. A pose is (x, y, z, a, b, c): a molecule's centre and its axis, a vector of 1 Å, in fractions.
+Indices: c chain, p state point, s system (framework), k species, t guest site type.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ CLOSEST = 0.7  # Å; nearer to an atom, the Lennard-Jones energy is that at this
 CORE = 1.3  # Å; so near to an atom a molecule overlaps, and 1/r is continued smoothly
 OVERLAP = 150.0  # in k_B T; a molecule that has so much energy from some of the rest overlaps
 BIG = 1e30  # K; the energy of an overlap
-THREADS = 64  # per block
+THREADS = 64  # of a block, one for each node or voxel
+LANES = 4 if SIMULATED else 32  # threads that share a chain on CUDA
 SMALLEST_STEP, LARGEST_TURN = 0.02, 4.0  # Å; size of the vector added to a molecule's axis
 ORIENTATIONS = 16  # random placements per voxel when the insertion weights are made
 TRANSLATION, ROTATION, REINSERTION, SWAP, IDENTITY = range(5)
@@ -44,6 +49,8 @@ _F4_THREE, _F4_FOUR, _F4_SIX = np.float32(3), np.float32(4), np.float32(6)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_POSE = 6  # numbers that a pose takes
+_FIRST = 16  # number of the first draw of the trials
 _SCALARS: list[str] = []
 
 
@@ -73,6 +80,8 @@ class Tables(NamedTuple):
     cutoff: float
     charged: int
     lj: np.ndarray  # (T, T, 3)
+    inner: float  # Å; trials feel molecules whose centres are as near as this,
+    contact: float  # Å; and none may be nearer than this
     n_sites: np.ndarray  # (K,)
     site_type: np.ndarray  # (K, 3)
     site_z: np.ndarray  # (K, 3) Å along the axis
@@ -89,6 +98,7 @@ class Tables(NamedTuple):
     system: np.ndarray  # (P,)
     beta: np.ndarray  # (P,) 1/K
     log_activity: np.ndarray  # (P, K) ln(z V), with z = f / k_B T
+    trials: int  # of an insertion
     moves: np.ndarray  # (5,) cumulative probabilities of the kinds of move
     voxels: np.ndarray  # (S, 3) voxels of the unit cell from which insertions are drawn
     cdf: np.ndarray  # cumulative probabilities of the voxels
@@ -99,21 +109,23 @@ class Chains(NamedTuple):
     """State of C chains and what the cycles of one launch record; M molecules at most."""
 
     state: np.ndarray  # (C,) state point p
-    key: np.ndarray  # (C,) uint64, position in the chain's random stream
-    step: np.ndarray  # (C,) moves done
+    key: np.ndarray  # (C,) uint64, start of the chain's random numbers
+    moves: np.ndarray  # (C,) moves done in all,
+    step: np.ndarray  # (C,) and in this phase
     length: np.ndarray  # (C,) moves per cycle
-    n: np.ndarray  # (C,) molecules
+    beta: np.ndarray  # (C,) 1/K, lower while annealing, and
+    boost: np.ndarray  # (C,) what is added to ln(z V)
     count: np.ndarray  # (C, K) molecules of each species
+    n: np.ndarray  # (C,) molecules
     energy: np.ndarray  # (C,) K
-    kind: np.ndarray  # (C, M + 1) species; the last slot is that of the trial molecule
-    molecule: np.ndarray  # (C, M + 1, 15) centre, axis, sites
+    kind: np.ndarray  # (C, M) species
+    molecule: np.ndarray  # (C, 6, M) poses
     size: np.ndarray  # (C, 2) largest displacement (Å) and turn
-    tried: np.ndarray  # (C, 5) attempted and
-    accepted: np.ndarray  # (C, 5) accepted moves
+    tally: np.ndarray  # (C, 2, 5) attempted and accepted moves
+    scratch: np.ndarray  # (C, max(trials, LANES)) what lanes tell one another
     counts: np.ndarray  # (C, R, K) molecules at the end of each cycle
     energies: np.ndarray  # (C, R) K
-    weights: np.ndarray  # (C, R, K) sum of the weights of insertions during the cycle
-    inserts: np.ndarray  # (C, R, K) their number
+    weights: np.ndarray  # (C, R, K, 2) sum of the weights of insertions, and their number
     density_start: np.ndarray  # (C,) -1: none
     density: np.ndarray  # uint32, histograms of centres on voxels, by species
 
@@ -143,10 +155,15 @@ def mixed(z):
 
 
 @scalar
-def uniform(key, c):
-    """Next number of stream `c` in (0, 1): draw n of a chain is ``mixed(key + n gamma)``."""
-    key[c] = key[c] + _GAMMA
-    return (np.float64(mixed(key[c]) >> _11) + 0.5) * 1.1102230246251565e-16
+def uniform(base, i):
+    """Number `i` in (0, 1) of the stream `base`."""
+    z = mixed(base + np.uint64(i + 1) * _GAMMA)
+    return (np.float64(z >> _11) + 0.5) * 1.1102230246251565e-16
+
+
+@scalar
+def barrier():
+    """Wait for the other lanes; on a core there are none."""
 
 
 # ------------------------------------------------------------------------------ energies
@@ -282,28 +299,21 @@ def host(tables, s, t, q, x, y, z):
 
 
 @scalar
-def host_energy(tables, chains, s, c, slot):
-    """Energy (K) of the molecule in a slot with the framework, and with nothing else."""
-    k, total = chains.kind[c, slot], 0.0
-    for a in range(tables.n_sites[k]):
-        i = 6 + 3 * a
+def host_energy(tables, s, k, pose):
+    """Energy (K) of a molecule with the framework, and with nothing else."""
+    total = 0.0
+    for i in range(tables.n_sites[k]):
+        z = tables.site_z[k, i]
         total += host(
-            tables, s, tables.site_type[k, a], tables.site_charge[k, a],
-            chains.molecule[c, slot, i], chains.molecule[c, slot, i + 1],
-            chains.molecule[c, slot, i + 2],
+            tables, s, tables.site_type[k, i], tables.site_charge[k, i],
+            pose[0] + z * pose[3], pose[1] + z * pose[4], pose[2] + z * pose[5],
         )  # fmt: skip
     return total
 
 
 @scalar
-def pair_energy(tables, chains, s, c, one, two):
-    """Energy (K) of two different molecules: nearest images, and Ewald over all of them."""
-    molecule = chains.molecule
-    k, m = chains.kind[c, one], chains.kind[c, two]
-    r2 = distance2(
-        tables.cell, s, molecule[c, one, 0] - molecule[c, two, 0],
-        molecule[c, one, 1] - molecule[c, two, 1], molecule[c, one, 2] - molecule[c, two, 2],
-    )  # fmt: skip
+def pair_energy(tables, s, k, one, m, two, r2):
+    """Energy (K) of two molecules at the squared distance r2: nearest images, Ewald over all."""
     limit = tables.coulomb_cutoff[s] if tables.charged == 1 else tables.cutoff
     far = limit + tables.reach[k] + tables.reach[m]
     near, total = r2 < far * far, 0.0
@@ -311,9 +321,10 @@ def pair_energy(tables, chains, s, c, one, two):
         return 0.0
     for i in range(tables.n_sites[k]):
         for j in range(tables.n_sites[m]):
-            x = molecule[c, one, 6 + 3 * i] - molecule[c, two, 6 + 3 * j]
-            y = molecule[c, one, 7 + 3 * i] - molecule[c, two, 7 + 3 * j]
-            z = molecule[c, one, 8 + 3 * i] - molecule[c, two, 8 + 3 * j]
+            v, w = tables.site_z[k, i], tables.site_z[m, j]
+            x = one[0] - two[0] + v * one[3] - w * two[3]
+            y = one[1] - two[1] + v * one[4] - w * two[4]
+            z = one[2] - two[2] + v * one[5] - w * two[5]
             r2 = distance2(tables.cell, s, x, y, z) if near else BIG
             if r2 < tables.cutoff * tables.cutoff:
                 t, u = tables.site_type[k, i], tables.site_type[m, j]
@@ -328,82 +339,132 @@ def pair_energy(tables, chains, s, c, one, two):
 
 
 @scalar
-def own_energy(tables, chains, s, c, slot):
-    """Energy (K) of a molecule with its own images (Ewald) and by its constants."""
-    k = chains.kind[c, slot]
+def own_energy(tables, chains, s, c, k, pose, skip):
+    """Energy (K) of a molecule with its own images (Ewald), by its constants and by tails."""
     total = tables.constant[s, k] + 0.5 * tables.tail[s, k, k]
+    for m in range(tables.n_sites.size):
+        total += tables.tail[s, k, m] * chains.count[c, m]
+    if skip >= 0:
+        total -= tables.tail[s, k, chains.kind[c, skip]]
     if tables.charged == 1:
         for i in range(tables.n_sites[k]):
             for j in range(i):
                 q = tables.site_charge[k, i] * tables.site_charge[k, j]
+                z = tables.site_z[k, i] - tables.site_z[k, j]
                 if q != 0.0:
                     total += q * spline(
                         tables.pair, tables.pair_start[s], tables.pair_shape, s,
-                        chains.molecule[c, slot, 6 + 3 * i] - chains.molecule[c, slot, 6 + 3 * j],
-                        chains.molecule[c, slot, 7 + 3 * i] - chains.molecule[c, slot, 7 + 3 * j],
-                        chains.molecule[c, slot, 8 + 3 * i] - chains.molecule[c, slot, 8 + 3 * j],
+                        z * pose[3], z * pose[4], z * pose[5],
                     )  # fmt: skip
     return total
 
 
 @scalar
-def molecule_energy(tables, chains, c, slot, skip):
-    """Energy (K) of the molecule in `slot` with all but the one in `skip`; BIG if it overlaps."""
-    p = chains.state[c]
-    s, k = tables.system[p], chains.kind[c, slot]
-    total = host_energy(tables, chains, s, c, slot)
-    if total * tables.beta[p] > OVERLAP:
-        return BIG
-    total += own_energy(tables, chains, s, c, slot)
-    for j in range(chains.n[c]):
-        if j != skip:
-            total += pair_energy(tables, chains, s, c, slot, j) + tables.tail[
-                s, k, chains.kind[c, j]]
-            if total * tables.beta[p] > OVERLAP:
+def pose_of(chains, c, j):
+    """Pose of molecule j."""
+    return (
+        chains.molecule[c, 0, j], chains.molecule[c, 1, j], chains.molecule[c, 2, j],
+        chains.molecule[c, 3, j], chains.molecule[c, 4, j], chains.molecule[c, 5, j],
+    )  # fmt: skip
+
+
+@scalar
+def guests_energy(tables, chains, c, k, pose, skip, first, stride, limit):
+    """Energy (K) of a molecule with each `stride`-th other one whose centre is within `limit`.
+
+    BIG if it overlaps with one.
+    """
+    s, most, total = tables.system[chains.state[c]], OVERLAP / chains.beta[c], 0.0
+    for j in range(first, chains.n[c], stride):
+        r2 = distance2(
+            tables.cell, s, pose[0] - chains.molecule[c, 0, j],
+            pose[1] - chains.molecule[c, 1, j], pose[2] - chains.molecule[c, 2, j],
+        )  # fmt: skip
+        if r2 < limit * limit and j != skip:
+            energy = pair_energy(tables, s, k, pose, chains.kind[c, j], pose_of(chains, c, j), r2)
+            if energy > most:
                 return BIG
+            total += energy
     return total
+
+
+@scalar
+def is_free(tables, chains, c, s, pose, skip):
+    """Whether no centre is nearer than `contact` to that of a pose."""
+    limit, near = tables.contact * tables.contact, 0
+    for j in range(chains.n[c]):  # without branches, so that cores take several at once
+        r2 = distance2(
+            tables.cell, s, pose[0] - chains.molecule[c, 0, j],
+            pose[1] - chains.molecule[c, 1, j], pose[2] - chains.molecule[c, 2, j],
+        )  # fmt: skip
+        near += (r2 < limit) & (j != skip)
+    return near == 0
+
+
+@scalar
+def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
+    """Energy (K) of a molecule with everything but molecule `skip`; BIG if it overlaps."""
+    s = tables.system[chains.state[c]]
+    total = host_energy(tables, s, k, pose)
+    if total * chains.beta[c] > OVERLAP:
+        return BIG
+    chains.scratch[c, lane] = guests_energy(
+        tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG))
+    barrier()
+    for i in range(lanes):
+        total += chains.scratch[c, i]
+    barrier()
+    if total * chains.beta[c] > OVERLAP:
+        return BIG
+    return total + own_energy(tables, chains, s, c, k, pose, skip)
 
 
 # ------------------------------------------------------------------------------ proposals
 
 
 @scalar
-def place(tables, chains, s, c, slot):
-    """Sites of a molecule from its centre and axis; the centre is folded into the cell."""
-    molecule, k = chains.molecule, chains.kind[c, slot]
-    for i in range(3):
-        molecule[c, slot, i] -= math.floor(molecule[c, slot, i])
-        along = 0.0
-        for j in range(3):
-            along += molecule[c, slot, 3 + j] * tables.inverse[s, j, i]
-        for a in range(tables.n_sites[k]):
-            molecule[c, slot, 6 + 3 * a + i] = molecule[c, slot, i] + tables.site_z[k, a] * along
+def turned(tables, s, pose, size, u, v):
+    """Pose with the vector of length `size` and random direction added to its axis.
 
-
-@scalar
-def turn(chains, c, slot, size):
-    """Add a random vector of length `size` to the axis; isotropic and hence symmetric.
-
-    A negative size stands for a new random axis.
+    Isotropic and hence symmetric. A negative size stands for a new random axis.
     """
-    molecule = chains.molecule
-    z = 2.0 * uniform(chains.key, c) - 1.0
-    angle = 2.0 * math.pi * uniform(chains.key, c)
+    z, angle = 2.0 * u - 1.0, 2.0 * math.pi * v
     r = math.sqrt(1.0 - z * z)
-    old, new = (1.0, size) if size > 0.0 else (0.0, 1.0)
-    x = old * molecule[c, slot, 3] + new * r * math.cos(angle)
-    y = old * molecule[c, slot, 4] + new * r * math.sin(angle)
-    z = old * molecule[c, slot, 5] + new * z
-    norm = math.sqrt(x * x + y * y + z * z)
-    molecule[c, slot, 3], molecule[c, slot, 4], molecule[c, slot, 5] = x / norm, y / norm, z / norm
+    x, y = r * math.cos(angle), r * math.sin(angle)
+    cell, inverse = tables.cell, tables.inverse
+    if size > 0.0:
+        a, b, c = pose[3], pose[4], pose[5]
+        x = size * x + a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
+        y = size * y + a * cell[s, 0, 1] + b * cell[s, 1, 1] + c * cell[s, 2, 1]
+        z = size * z + a * cell[s, 0, 2] + b * cell[s, 1, 2] + c * cell[s, 2, 2]
+        norm = math.sqrt(x * x + y * y + z * z)
+        x, y, z = x / norm, y / norm, z / norm
+    return (
+        pose[0], pose[1], pose[2],
+        x * inverse[s, 0, 0] + y * inverse[s, 1, 0] + z * inverse[s, 2, 0],
+        x * inverse[s, 0, 1] + y * inverse[s, 1, 1] + z * inverse[s, 2, 1],
+        x * inverse[s, 0, 2] + y * inverse[s, 1, 2] + z * inverse[s, 2, 2],
+    )  # fmt: skip
 
 
 @scalar
-def voxel(tables, chains, s, c, slot):
+def shifted(tables, s, pose, x, y, z):
+    """Pose displaced by (x, y, z) Å and folded into the cell."""
+    inverse = tables.inverse
+    x, y, z = (
+        pose[0] + x * inverse[s, 0, 0] + y * inverse[s, 1, 0] + z * inverse[s, 2, 0],
+        pose[1] + x * inverse[s, 0, 1] + y * inverse[s, 1, 1] + z * inverse[s, 2, 1],
+        pose[2] + x * inverse[s, 0, 2] + y * inverse[s, 1, 2] + z * inverse[s, 2, 2],
+    )
+    return x - math.floor(x), y - math.floor(y), z - math.floor(z), pose[3], pose[4], pose[5]
+
+
+@scalar
+def voxel(tables, s, pose):
     """Index of the unit cell's voxel that holds a molecule's centre."""
     index = 0
     for i in range(3):
-        x = chains.molecule[c, slot, i] * tables.replicas[s, i]
+        x = pose[i] * tables.replicas[s, i]
         m = tables.voxels[s, i]
         index = index * m + min(int((x - math.floor(x)) * m), m - 1)
     return index
@@ -411,37 +472,95 @@ def voxel(tables, chains, s, c, slot):
 
 @scalar
 def bias(tables, s, start, v):
-    """Density with which insertions are proposed in voxel v, divided by the uniform density."""
+    """Density with which places are proposed in voxel v, divided by the uniform density."""
     before = tables.cdf[start + v - 1] if v > 0 else 0.0
     n = tables.voxels[s, 0] * tables.voxels[s, 1] * tables.voxels[s, 2]
     return (tables.cdf[start + v] - before) * n
 
 
 @scalar
-def draw_centre(tables, chains, s, c, slot, start):
-    """Centre of a molecule drawn from the voxels' distribution; returns its bias."""
-    u = uniform(chains.key, c)
-    low, high = 0, tables.voxels[s, 0] * tables.voxels[s, 1] * tables.voxels[s, 2] - 1
+def inside(index, m, n, u):
+    """Coordinate, in one of n unit cells and there in voxel `index` of m, at random."""
+    u *= n
+    return (int(u) + (index + u - int(u)) / m) / n
+
+
+@scalar
+def trial(tables, s, start, k, pose, kind, base, i):
+    """Pose of trial i and its `bias`; a change of species keeps the centre."""
+    at = _FIRST + _POSE * i
+    if tables.reach[k] > 0.0:
+        pose = turned(tables, s, pose, -1.0, uniform(base, at), uniform(base, at + 1))
+    if kind == IDENTITY:
+        return pose, 1.0
+    u, m, n = uniform(base, at + 2), tables.voxels, tables.replicas
+    low, high = 0, m[s, 0] * m[s, 1] * m[s, 2] - 1
     while low < high:
         middle = (low + high) // 2
         if tables.cdf[start + middle] > u:
             high = middle
         else:
             low = middle + 1
-    rest = low
-    for j in range(3):
-        i = 2 - j
-        m, n = tables.voxels[s, i], tables.replicas[s, i]
-        inside = (rest % m + uniform(chains.key, c)) / m
-        rest //= m
-        chains.molecule[c, slot, i] = (inside + int(uniform(chains.key, c) * n)) / n
-    return bias(tables, s, start, low)
+    x = inside(low // (m[s, 1] * m[s, 2]), m[s, 0], n[s, 0], uniform(base, at + 3))
+    y = inside(low // m[s, 2] % m[s, 1], m[s, 1], n[s, 1], uniform(base, at + 4))
+    z = inside(low % m[s, 2], m[s, 2], n[s, 2], uniform(base, at + 5))
+    return (x, y, z, pose[3], pose[4], pose[5]), bias(tables, s, start, low)
 
 
 @scalar
-def pick(chains, c, k):
-    """Slot of a random molecule of species k, which must exist."""
-    left = int(uniform(chains.key, c) * chains.count[c, k])
+def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
+    """One of the trials for a molecule of species k, and ln(W / w b) + its -U / k_B T.
+
+    Trial i has the weight w = exp(-V / k_B T) / b, with V its energy with the framework and with
+    molecules near by, b its `bias`; W is the mean weight, and one trial is chosen in proportion to
+    w. If `kept`, the first trial is `pose` itself, and chosen. The second value is -BIG where all
+    trials overlap; the third is the energy U of the chosen one.
+    """
+    p = chains.state[c]
+    s, beta, start = tables.system[p], chains.beta[c], tables.cdf_start[p, k]
+    for i in range(lane, tables.trials, lanes):
+        place, b = pose, 1.0
+        if kept and i == 0:
+            if kind != IDENTITY:
+                b = bias(tables, s, start, voxel(tables, s, pose))
+        else:
+            place, b = trial(tables, s, start, k, pose, kind, base, i)
+        energy = host_energy(tables, s, k, place) if is_free(
+            tables, chains, c, s, place, skip) else BIG
+        if energy * beta < OVERLAP:
+            energy += guests_energy(tables, chains, c, k, place, skip, 0, 1, tables.inner)
+        chains.scratch[c, i] = (
+            math.exp(min(-beta * energy, 600.0)) / b if energy * beta < OVERLAP and b > 0.0 else 0.0
+        )
+    barrier()
+    total = 0.0
+    for i in range(tables.trials):
+        total += chains.scratch[c, i]
+    i, rest = 0, total * uniform(base, 0)
+    while not kept and i < tables.trials - 1 and rest >= chains.scratch[c, i]:
+        rest -= chains.scratch[c, i]
+        i += 1
+    weight = chains.scratch[c, i]
+    barrier()
+    if weight <= 0.0:
+        return pose, -BIG, 0.0
+    b = 1.0
+    if not kept:
+        pose, b = trial(tables, s, start, k, pose, kind, base, i)
+    elif kind != IDENTITY:
+        b = bias(tables, s, start, voxel(tables, s, pose))
+    energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes)
+    if energy >= BIG:
+        return pose, -BIG, 0.0
+    return pose, math.log(total / (tables.trials * weight * b)) - beta * energy, energy
+
+
+@scalar
+def pick(chains, c, k, u):
+    """A random molecule of species k, which must exist."""
+    left = min(int(u * chains.count[c, k]), chains.count[c, k] - 1)
+    if chains.count[c, k] == chains.n[c]:
+        return left
     for j in range(chains.n[c]):
         if chains.kind[c, j] == k:
             if left == 0:
@@ -451,112 +570,116 @@ def pick(chains, c, k):
 
 
 @scalar
-def copy(chains, c, source, target):
-    """Copy a molecule from one slot to another."""
-    chains.kind[c, target] = chains.kind[c, source]
-    for i in range(15):
-        chains.molecule[c, target, i] = chains.molecule[c, source, i]
+def put(chains, c, j, k, pose):
+    """Make molecule j one of species k."""
+    chains.kind[c, j] = k
+    for i in range(_POSE):
+        chains.molecule[c, i, j] = pose[i]
 
 
 # ------------------------------------------------------------------------------ the chain
 
 
 @scalar
-def move(tables, chains, c, row):
-    """Attempt one move and accept it with min(1, exp(log_ratio - beta dU)).
+def move(tables, chains, c, row, lane, lanes):
+    """Attempt one move and accept it with probability min(1, exp(log_ratio)).
 
-    `log_ratio` holds the ratio of the proposals and the activities, with b the bias of a voxel:
-    insertion z V / ((N + 1) b), deletion N b / (z V), reinsertion b_old / b_new, change of species
-    k into m N_k z_m / ((N_m + 1) z_k). An insertion's weight exp(-beta dU) / b, accepted or not,
-    averages to <N> / (z V).
+    Translations and rotations: log_ratio = -(U_new - U_old) / k_B T. For the others each molecule
+    that comes (species m) or goes (species k) has R = W exp(-U / k_B T) / (w b) from `selected`,
+    the one that goes being the first of its trials. The ratio is
+      insertion        R_new z V / (N + 1)
+      deletion         N / (z V R_old)
+      reinsertion      R_new / R_old
+      change k to m    R_new z_m N_k / (R_old z_k (N_m + 1)).
+    R of insertions, accepted or not, averages to <N> / (z V).
+
+    Detailed balance holds for every set of trials: a state s, a trial set with the chosen pose i
+    and the reverse set with the old pose j have the probability density
+    exp(-U_s) g(i) prod g(others) w_i / (n W), with g = b / V; its ratio to that of the reverse is
+    what the formulas above cancel. The weights w may therefore leave out distant molecules.
     """
     p = chains.state[c]
-    s, key = tables.system[p], chains.key
-    trial, species = chains.kind.shape[1] - 1, tables.n_sites.size
-    u = np.float64(mixed(np.uint64(chains.step[c] + 1) * _GAMMA) >> _11) * 1.1102230246251565e-16
-    kind = TRANSLATION
+    s, beta, species, n = tables.system[p], chains.beta[c], tables.n_sites.size, chains.n[c]
+    base = mixed(chains.key[c] + np.uint64(chains.moves[c]) * _GAMMA)
+    u, kind = uniform(base, 0), TRANSLATION
     while kind < IDENTITY and u >= tables.moves[kind]:
         kind += 1
-    chains.tried[c, kind] += 1
-    # which molecule goes (old), which comes (k becomes m)
-    old, new, log_ratio, weight = -1, True, 0.0, 1.0
+    if lane == 0:
+        chains.tally[c, 0, kind] += 1
+    # which molecule goes (old), whether one comes (new), their species k and m
+    u, v, old, new = uniform(base, 1), uniform(base, 2), -1, True
     if kind < SWAP:
-        if chains.n[c] == 0:
+        if n == 0:
             return
-        old = min(int(uniform(key, c) * chains.n[c]), chains.n[c] - 1)
+        old = min(int(u * n), n - 1)
         k = chains.kind[c, old]
         m = k
     else:
-        k = min(int(uniform(key, c) * species), species - 1)
+        k = min(int(u * species), species - 1)
         m = k
         if kind == IDENTITY:
-            m = min(int(uniform(key, c) * (species - 1)), species - 2)
-            m = m + 1 if m >= k else m
+            m = (k + 1 + min(int(v * (species - 1)), species - 2)) % species
         else:
-            new = uniform(key, c) < 0.5
+            new = v < 0.5
         if kind == IDENTITY or not new:
             if chains.count[c, k] == 0:
                 return
-            old = pick(chains, c, k)
-    start = tables.cdf_start[p, k]
+            old = pick(chains, c, k, uniform(base, 3))
+    pose = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     if old >= 0:
-        copy(chains, c, old, trial)
-        if REINSERTION <= kind <= SWAP:
-            weight = bias(tables, s, start, voxel(tables, chains, s, c, old))
-            if weight <= 0.0:
-                return
-    if new:
-        chains.kind[c, trial] = m
-        size = -1.0
+        pose = pose_of(chains, c, old)
+    place, log_ratio, change = pose, 0.0, 0.0
+    if kind < REINSERTION:
+        size = chains.size[c, kind]
         if kind == TRANSLATION:
-            size = 0.0
-            for j in range(3):
-                shift = (2.0 * uniform(key, c) - 1.0) * chains.size[c, 0]
-                for i in range(3):
-                    chains.molecule[c, trial, i] += shift * tables.inverse[s, j, i]
-        elif kind == ROTATION:
-            size = chains.size[c, 1]
-        elif kind != IDENTITY:
-            weight /= draw_centre(tables, chains, s, c, trial, start)
-        if size != 0.0:
-            turn(chains, c, trial, size)
-        place(tables, chains, s, c, trial)
-    if kind == REINSERTION:
-        log_ratio = math.log(weight)
-    elif kind == IDENTITY:
-        log_ratio = tables.log_activity[p, m] - tables.log_activity[p, k] + math.log(
-            chains.count[c, k] / (chains.count[c, m] + 1.0))
-    elif kind == SWAP and new:
-        log_ratio = tables.log_activity[p, k] + math.log(weight / (chains.count[c, k] + 1))
-    elif kind == SWAP:
-        log_ratio = math.log(chains.count[c, k] * weight) - tables.log_activity[p, k]
-    change = 0.0
-    for which in range(2):  # the molecule that comes, then the one that goes
-        slot = trial if which == 0 else old
-        if (which == 0 and new) or (which == 1 and old >= 0):
-            energy = molecule_energy(tables, chains, c, slot, old)
-            change += energy if which == 0 else -energy
-        if which == 0 and new and kind == SWAP:
-            chains.inserts[c, row, k] += 1
-            chains.weights[c, row, k] += weight * math.exp(-tables.beta[p] * change)
+            place = shifted(
+                tables, s, pose, (2.0 * uniform(base, 4) - 1.0) * size,
+                (2.0 * uniform(base, 5) - 1.0) * size, (2.0 * uniform(base, 6) - 1.0) * size,
+            )  # fmt: skip
+        else:
+            place = turned(tables, s, pose, size, uniform(base, 4), uniform(base, 5))
+        change = molecule_energy(tables, chains, c, k, place, old, lane, lanes)
         if change >= BIG:
             return
-    if math.log(uniform(key, c)) >= log_ratio - tables.beta[p] * change:
-        return
-    chains.accepted[c, kind] += 1
-    chains.energy[c] += change
-    if not new:
-        chains.n[c] -= 1
-        copy(chains, c, chains.n[c], old)
-        chains.count[c, k] -= 1
-    elif old < 0:
-        copy(chains, c, trial, chains.n[c])
-        chains.n[c] += 1
-        chains.count[c, k] += 1
+        change -= molecule_energy(tables, chains, c, k, pose, old, lane, lanes)
+        log_ratio = -beta * change
     else:
-        copy(chains, c, trial, old)
-        chains.count[c, k] -= 1
+        activity = tables.log_activity
+        if new:
+            place, log_weight, energy = selected(
+                tables, chains, c, m, pose, kind, old, False, mixed(base), lane, lanes)
+            if kind == SWAP and lane == 0:
+                chains.weights[c, row, m, 0] += math.exp(log_weight)
+                chains.weights[c, row, m, 1] += 1
+            if log_weight <= -BIG:
+                return
+            log_ratio += log_weight
+            change += energy
+            if kind != REINSERTION:
+                log_ratio += activity[p, m] + chains.boost[c] - math.log(chains.count[c, m] + 1.0)
+        if old >= 0:
+            _, log_weight, energy = selected(
+                tables, chains, c, k, pose, kind, old, True, mixed(base + _GAMMA), lane, lanes)
+            if log_weight <= -BIG:
+                return
+            log_ratio -= log_weight
+            change -= energy
+            if kind != REINSERTION:
+                log_ratio -= activity[p, k] + chains.boost[c] - math.log(chains.count[c, k] * 1.0)
+    barrier()
+    if lane > 0 or math.log(uniform(base, 7)) >= log_ratio:
+        return
+    chains.tally[c, 1, kind] += 1
+    chains.energy[c] += change
+    if new:
+        put(chains, c, n if old < 0 else old, m, place)
         chains.count[c, m] += 1
+        chains.n[c] += 1
+    else:
+        put(chains, c, old, chains.kind[c, n - 1], pose_of(chains, c, n - 1))
+    if old >= 0:
+        chains.count[c, k] -= 1
+        chains.n[c] -= 1
 
 
 @scalar
@@ -570,39 +693,42 @@ def sample(tables, chains, c, row):
     if start >= 0:
         n = tables.voxels[s, 0] * tables.voxels[s, 1] * tables.voxels[s, 2]
         for j in range(chains.n[c]):
-            chains.density[start + chains.kind[c, j] * n + voxel(tables, chains, s, c, j)] += 1
+            v = voxel(tables, s, pose_of(chains, c, j))
+            chains.density[start + chains.kind[c, j] * n + v] += 1
 
 
 @scalar
 def adapt(chains, c):
     """Move the step sizes towards 45 % acceptance and forget the counts."""
     for kind in range(2):
-        if chains.tried[c, kind] >= 10:
-            share = chains.accepted[c, kind] / chains.tried[c, kind]
+        if chains.tally[c, 0, kind] >= 10:
+            share = chains.tally[c, 1, kind] / chains.tally[c, 0, kind]
             factor = min(max(share / 0.45, 0.7), 1.4)
             largest = LARGEST_TURN if kind == ROTATION else 10.0
             chains.size[c, kind] = min(max(chains.size[c, kind] * factor, SMALLEST_STEP), largest)
-            chains.tried[c, kind], chains.accepted[c, kind] = 0, 0
+            chains.tally[c, 0, kind], chains.tally[c, 1, kind] = 0, 0
 
 
 @scalar
-def advance(first_chain, stride, tables, chains, first, last, adapting):
+def advance(first_chain, stride, lane, lanes, tables, chains, first, last, adapting):
     """Advance chains from cycle `first` up to `last`, or until their slots are full.
 
     `first` is the cycle of row 0 of the records. A chain whose slots are full stops between two
     moves; with more slots it goes on as if it had not stopped.
     """
     for c in range(first_chain, chains.n.size, stride):
-        while (
-            chains.step[c] < last * chains.length[c] and chains.n[c] < chains.kind.shape[1] - 1
-        ):
+        while chains.step[c] < last * chains.length[c] and chains.n[c] < chains.kind.shape[1]:
             row = chains.step[c] // chains.length[c] - first
-            move(tables, chains, c, row)
-            chains.step[c] += 1
-            if chains.step[c] % chains.length[c] == 0:
-                sample(tables, chains, c, row)
-                if adapting == 1:
-                    adapt(chains, c)
+            move(tables, chains, c, row, lane, lanes)
+            barrier()
+            if lane == 0:
+                chains.moves[c] += 1
+                chains.step[c] += 1
+                if chains.step[c] % chains.length[c] == 0:
+                    sample(tables, chains, c, row)
+                    if adapting == 1:
+                        adapt(chains, c)
+            barrier()
 
 
 @scalar
@@ -635,38 +761,33 @@ def nodes(first_node, stride, tables, lattice, shape, block, starts, lists, imag
 
 
 @scalar
-def boltzmann(first_chain, stride, tables, chains, k, out):
-    """Mean Boltzmann factor of species k in each voxel, at random places.
-
-    ``out`` is flat over the voxels. Each chain, here a mere scratch with a random stream of its
-    own, takes the voxels whose index is its own modulo the number of chains.
-    """
-    p = chains.state[0]
+def boltzmann(first_voxel, stride, tables, p, k, out):
+    """Mean Boltzmann factor of species k in each voxel at state point p, at random places."""
     s, m, n = tables.system[p], tables.voxels, tables.replicas
-    for c in range(first_chain, chains.n.size, stride):
-        chains.kind[c, 0] = k
-        for v in range(c, out.size, chains.n.size):
-            total = 0.0
-            for _ in range(ORIENTATIONS):
-                rest = v
-                for j in range(3):
-                    i = 2 - j
-                    x = (rest % m[s, i] + uniform(chains.key, c)) / (m[s, i] * n[s, i])
-                    chains.molecule[c, 0, i] = x
-                    rest //= m[s, i]
-                turn(chains, c, 0, -1.0)
-                place(tables, chains, s, c, 0)
-                energy = host_energy(tables, chains, s, c, 0)
-                total += math.exp(-tables.beta[p] * min(energy, BIG))
-            out[v] = total / ORIENTATIONS
+    for v in range(first_voxel, out.size, stride):
+        base, total = mixed(np.uint64(v + 1) * _GAMMA), 0.0
+        for i in range(ORIENTATIONS):
+            at = 5 * i
+            pose = (
+                inside(v // (m[s, 1] * m[s, 2]), m[s, 0], n[s, 0], uniform(base, at)),
+                inside(v // m[s, 2] % m[s, 1], m[s, 1], n[s, 1], uniform(base, at + 1)),
+                inside(v % m[s, 2], m[s, 2], n[s, 2], uniform(base, at + 2)),
+                0.0, 0.0, 0.0,
+            )  # fmt: skip
+            pose = turned(tables, s, pose, -1.0, uniform(base, at + 3), uniform(base, at + 4))
+            total += math.exp(-tables.beta[p] * min(host_energy(tables, s, k, pose), BIG))
+        out[v] = total / ORIENTATIONS
 
 
 # ------------------------------------------------------------------------------ launching
 
 
 def advance_kernel(tables, chains, first, last, adapting):
-    """`advance` with one thread per chain."""
-    advance(cuda.grid(1), cuda.gridsize(1), tables, chains, first, last, adapting)
+    """`advance` with one block of LANES threads per chain."""
+    advance(
+        cuda.blockIdx.x, cuda.gridDim.x, cuda.threadIdx.x, cuda.blockDim.x, tables, chains, first,
+        last, adapting,
+    )  # fmt: skip
 
 
 def nodes_kernel(tables, lattice, shape, block, starts, lists, images, values):
@@ -676,9 +797,14 @@ def nodes_kernel(tables, lattice, shape, block, starts, lists, images, values):
     )
 
 
-def boltzmann_kernel(tables, chains, k, out):
-    """`boltzmann` with one thread per chain."""
-    boltzmann(cuda.grid(1), cuda.gridsize(1), tables, chains, k, out)
+def boltzmann_kernel(tables, p, k, out):
+    """`boltzmann` with one thread per voxel."""
+    boltzmann(cuda.grid(1), cuda.gridsize(1), tables, p, k, out)
+
+
+def barrier_of_block():
+    """`barrier` on CUDA."""
+    cuda.syncthreads()
 
 
 _KERNELS = {advance: advance_kernel, nodes: nodes_kernel, boltzmann: boltzmann_kernel}
@@ -691,12 +817,15 @@ def launch(device, function, count, *arguments):
     must lie on the device.
     """
     if device == "cuda":
+        grid = (count, LANES) if function is advance else (-(-count // THREADS), THREADS)
         with _fitting():
-            _cuda_kernel(function)[-(-count // THREADS), THREADS](*arguments)
+            _cuda_kernel(function)[grid](*arguments)
         cuda_target().synchronize()
         return
     workers = config.NUMBA_NUM_THREADS
     stride = min(count, 8 * workers)  # a thread that ends early takes a further share
+    if function is advance:
+        arguments = (0, 1, *arguments)
     with ThreadPoolExecutor(workers) as pool, np.errstate(over="ignore"):
         list(pool.map(lambda i: function(i, stride, *arguments), range(stride)))
 
@@ -726,9 +855,10 @@ def cuda_target():
 def _cuda_kernel(function):
     cuda = cuda_target()
     space = {**globals(), "cuda": cuda}
-    for name in () if SIMULATED else _SCALARS:
-        plain = types.FunctionType(space[name].py_func.__code__, space, name)
-        space[name] = cuda.jit(device=True)(plain)
+    for name in _SCALARS:
+        source = barrier_of_block if name == "barrier" else space[name]
+        plain = types.FunctionType(getattr(source, "py_func", source).__code__, space, name)
+        space[name] = plain if SIMULATED else cuda.jit(device=True)(plain)
     kernel = _KERNELS[function]
     return cuda.jit(types.FunctionType(kernel.__code__, space, kernel.__name__))
 
@@ -742,19 +872,9 @@ def to_device(value, device):
     return cuda_target().to_device(value) if isinstance(value, np.ndarray) else value
 
 
-def framework_values(device, tables, lattice, shape, block, starts, lists, images, values):
-    """Fill `values` as `nodes` says, on either device."""
-    arrays = [
-        to_device(a, device) for a in (tables, lattice, shape, block, starts, lists, images, values)
-    ]
-    launch(device, nodes, values.shape[1], *arrays)
+def fill(device, function, out, *arguments):
+    """Fill `out`, the last argument of `nodes` or `boltzmann`, on either device."""
+    arrays = [to_device(a, device) for a in (*arguments, out)]
+    launch(device, function, out.shape[-1], *arrays)
     if device == "cuda":
-        arrays[-1].copy_to_host(values)
-
-
-def boltzmann_factors(device, tables, chains, k, out):
-    """Fill `out` as `boltzmann` says, on either device; `tables` lie there already."""
-    on_device = to_device(out, device)
-    launch(device, boltzmann, chains.n.size, tables, to_device(chains, device), k, on_device)
-    if device == "cuda":
-        on_device.copy_to_host(out)
+        arrays[-1].copy_to_host(out)

@@ -37,6 +37,9 @@ HOST_CUTOFF = 9.0  # Å; real-space Ewald cutoff of the framework's potential
 HOST_ALPHA = 4.1 / HOST_CUTOFF  # 1/Å; what is cut off is 1e-8
 PAIR_SPACING = 0.1  # greatest spacing of the table of the Ewald pair potential, times alpha
 VOXEL = 0.5  # Å; greatest size of the voxels for insertions and densities
+INNER = 6.0  # Å; up to this distance of the centres, trials of insertions feel the guests
+CONTACT = 0.8  # of the least sigma: no insertion puts centres nearer than this
+HEAT, FILL = 2.0, 1e5  # factors on temperature and fugacity when annealing starts
 MOLECULE_VOLUME = 45.0  # Å3; of a guest where it is dense; only shapes the insertions
 CYCLES_PER_LAUNCH = 50
 MAX_REPLICAS = 2000  # unit cells in the simulated cell
@@ -73,6 +76,12 @@ class GCMCSettings:
     moves : tuple of 5 float
         Relative frequencies of translation, rotation, reinsertion, swap (insertion or deletion)
         and change of species; those that cannot apply are left out.
+    trials : int
+        Places tried in each insertion; more where pores are full.
+    start : {"empty", "full", "both"}
+        Chains are annealed from a higher temperature during the first half of equilibration, all
+        from an empty framework. With "full" a much higher fugacity fills it first; with "both"
+        that holds for every other chain, and a difference is warned of.
     density : bool
         Whether densities of the centres are collected.
     seed : int
@@ -92,6 +101,8 @@ class GCMCSettings:
     cycles: int = 1000
     replicas: int = 4
     moves: tuple[float, float, float, float, float] = (0.2, 0.15, 0.1, 0.45, 0.1)
+    trials: int = 16
+    start: Literal["empty", "full", "both"] = "empty"
     density: bool = False
     seed: int = 1
 
@@ -107,6 +118,8 @@ class GCMCSettings:
             ("shifted and tail_correction", not (self.shifted and self.tail_correction)),
             ("spacing", self.spacing == 0 or 0.05 <= self.spacing <= 0.6),
             ("cycles", self.equilibration >= 1 and self.cycles >= 10 and self.replicas >= 1),
+            ("trials", 1 <= self.trials <= 1024),
+            ("start", self.start in ("both", "empty", "full")),
             ("moves", len(self.moves) == 5 and min(self.moves) >= 0 and self.moves[3] > 0),
         ]
         for name, good in sensible:
@@ -416,7 +429,8 @@ def make_tables(
         wave_start=ends(len(s.waves) for s in systems),
         waves=joined((s.waves for s in systems), np.float64, 5),
         cutoff=float(settings.cutoff), charged=int(settings.charges != "none"),
-        lj=guests.lj, n_sites=guests.n_sites, site_type=guests.site_type, site_z=guests.site_z,
+        lj=guests.lj, inner=INNER,
+        contact=CONTACT * min(s for e, s, _ in guests.types if e > 0), n_sites=guests.n_sites, site_type=guests.site_type, site_z=guests.site_z,
         site_charge=guests.site_charge, reach=np.abs(guests.site_z).max(1),
         coulomb_cutoff=np.array([s.coulomb_cutoff for s in systems]),
         alpha=np.array([_ewald_alpha(s.coulomb_cutoff) for s in systems]),
@@ -425,7 +439,7 @@ def make_tables(
         pair_start=ends(s.pair.size for s in systems)[:-1],
         constant=np.array([s.constant for s in systems]),
         tail=np.array([s.tail for s in systems]),
-        system=np.array([i for i, _ in states]), beta=1 / temperature,
+        system=np.array([i for i, _ in states]), beta=1 / temperature, trials=settings.trials,
         log_activity=np.log(density * volume[:, None]), moves=np.cumsum(moves) / moves.sum(),
         voxels=np.array([s.voxels for s in systems]),
         cdf=joined(flat, np.float64), cdf_start=cdf_start.reshape(-1, n_species),
@@ -433,25 +447,23 @@ def make_tables(
 
 
 def empty_chains(
-    state: np.ndarray, keys: np.ndarray, species: int, rows: int, slots: int,
+    state: np.ndarray, keys: np.ndarray, species: int, rows: int, slots: int, trials: int = 1,
     density: Sequence[int] = (),
 ) -> Chains:  # fmt: skip
     """Empty chains; `density` gives the number of histogram cells of each chain."""
-    from gcmc.kernel import Chains
+    from gcmc.kernel import LANES, Chains
 
     n = len(state)
-    molecule = np.zeros((n, slots + 1, 15))
-    molecule[..., 5] = 1.0
     start = np.concatenate([[0], np.cumsum(density)])[:-1] if len(density) else np.full(n, -1)
     return Chains(
         state=np.array(state, np.int64), key=np.array(keys, np.uint64),
-        step=np.zeros(n, np.int64), length=np.full(n, 20, np.int64), n=np.zeros(n, np.int64),
-        count=np.zeros((n, species), np.int64), energy=np.zeros(n),
-        kind=np.zeros((n, slots + 1), np.int64), molecule=molecule, size=np.ones((n, 2)),
-        tried=np.zeros((n, 5), np.int64), accepted=np.zeros((n, 5), np.int64),
+        moves=np.zeros(n, np.int64), step=np.zeros(n, np.int64), length=np.full(n, 20, np.int64),
+        beta=np.zeros(n), boost=np.zeros(n), count=np.zeros((n, species), np.int64), n=np.zeros(n, np.int64),
+        energy=np.zeros(n), kind=np.zeros((n, slots), np.int64), molecule=np.zeros((n, 6, slots)),
+        size=np.ones((n, 2)), tally=np.zeros((n, 2, 5), np.int64),
+        scratch=np.zeros((n, max(trials, LANES))),
         counts=np.zeros((n, rows, species), np.int64), energies=np.zeros((n, rows)),
-        weights=np.zeros((n, rows, species)), inserts=np.zeros((n, rows, species), np.int64),
-        density_start=start.astype(np.int64),
+        weights=np.zeros((n, rows, species, 2)), density_start=start.astype(np.int64),
         density=np.zeros(max(1, int(np.sum(density))), np.uint32),
     )  # fmt: skip
 
@@ -482,10 +494,10 @@ def make_grids(system: System, guests: Guests, settings: GCMCSettings, device: s
     lists = cKDTree(images).query_ball_point(centres, reach)
     starts = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
     values = np.zeros((len(guests.types) + 1, int(np.prod(shape))))
-    kernel.framework_values(
-        device, make_tables([system], guests, [(0, settings)], direct=True), lattice, shape, block,
-        starts, np.concatenate(lists).astype(np.int32),
-        np.column_stack([images, system.atom_type[row], system.atom_charge[row]]), values,
+    kernel.fill(
+        device, kernel.nodes, values, make_tables([system], guests, [(0, settings)], direct=True),
+        lattice, shape, block, starts, np.concatenate(lists).astype(np.int32),
+        np.column_stack([images, system.atom_type[row], system.atom_charge[row]]),
     )  # fmt: skip
     values = values.reshape(-1, *system.shape)
     if settings.charges != "none":
@@ -517,12 +529,9 @@ def insertion_cdfs(
     out = []
     for p, (i, _) in enumerate(states):
         m = systems[i].voxels
-        keys = [key_of("voxels", j) for j in range(1024)]
-        factors = []
-        for k in range(len(guests.n_sites)):
-            scratch = empty_chains(np.full(1024, p), keys, len(guests.n_sites), 1, 1)
-            factors.append(np.zeros(int(np.prod(m))))
-            kernel.boltzmann_factors(device, on_device, scratch, k, factors[-1])
+        factors = [np.zeros(int(np.prod(m))) for _ in guests.n_sites]
+        for k, out_k in enumerate(factors):
+            kernel.fill(device, kernel.boltzmann, out_k, on_device, p, k)
         z = np.exp(tables.log_activity[p]) / systems[i].volume
         total = 1 + MOLECULE_VOLUME * sum(a * b for a, b in zip(z, factors, strict=True))
         out.append([])
