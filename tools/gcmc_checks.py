@@ -49,13 +49,17 @@ SETTINGS = {
         force_field="trappe-n2-zeolite", charges="forcefield", equilibration=200, cycles=1500
     ),
     "co2-n2": GCMCSettings(
-        gases=("CO2", "N2"), fractions=(0.15, 0.85), charges="cif", equilibration=500, cycles=1500
+        gases=("CO2", "N2"), fractions=(0.15, 0.85), charges="cif", equilibration=1000,
+        cycles=2000, start="both",
     ),
     "argon": GCMCSettings(
-        gases=("Ar",), temperature=87.0, pressure=101_325.0, equilibration=4000, cycles=2000,
-        replicas=2,
+        gases=("Ar",), temperature=87.0, pressure=101_325.0, equilibration=8000, cycles=2000,
+        start="both", trials=128, moves=(0.75, 0.0, 0.1, 0.15, 0.0),
     ),
-    "mof-n2": GCMCSettings(temperature=77.0, equilibration=1000, cycles=1000, replicas=2),
+    "mof-n2": GCMCSettings(
+        temperature=77.0, equilibration=4000, cycles=2000, start="both", trials=64,
+        moves=(0.4, 0.35, 0.1, 0.15, 0.0),
+    ),
 }  # fmt: skip
 PACKED = ("name", "ptr", "lattice", "species", "frac", "charges", "reference", "error", "wall_s")
 

@@ -446,8 +446,8 @@ def statistical_inefficiency(series: np.ndarray) -> float:
 def standard_error(series: np.ndarray) -> float:
     """Standard error of the mean of (chains, n) correlated values.
 
-    The larger of the autocorrelation-corrected error and, of several chains, that from the spread of
-    their means.
+    The larger of the autocorrelation-corrected error and, of several chains, that from the spread
+    of their means.
     """
     x = np.asarray(series, dtype=float)
     within = x.var() * statistical_inefficiency(x) / x.size

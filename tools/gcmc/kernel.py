@@ -170,6 +170,18 @@ def barrier():
 
 
 @scalar
+def lesser(x, y):
+    """The lesser number; not every version of numba compiles Python's for CUDA."""
+    return x if x < y else y
+
+
+@scalar
+def greater(x, y):
+    """The greater number."""
+    return x if x > y else y
+
+
+@scalar
 def _line(table, i, w0, w1, w2, w3):
     return w0 * table[i] + w1 * table[i + 1] + w2 * table[i + 2] + w3 * table[i + 3]
 
@@ -201,9 +213,9 @@ def spline(table, start, shape, s, x, y, z):
     x = (x - math.floor(x)) * shape[s, 0]
     y = (y - math.floor(y)) * shape[s, 1]
     z = (z - math.floor(z)) * shape[s, 2]
-    i = min(int(x), shape[s, 0] - 1)
-    j = min(int(y), shape[s, 1] - 1)
-    k = min(int(z), shape[s, 2] - 1)
+    i = lesser(int(x), shape[s, 0] - 1)
+    j = lesser(int(y), shape[s, 1] - 1)
+    k = lesser(int(z), shape[s, 2] - 1)
     line = shape[s, 2] + 3
     plane = (shape[s, 1] + 3) * line
     at = start + i * plane + j * line + k
@@ -232,7 +244,7 @@ def distance2(cell, s, a, b, c):
 @scalar
 def lennard_jones(table, t, u, r2):
     """4 epsilon ((sigma/r)^12 - (sigma/r)^6), K, less its value at the cutoff where shifted."""
-    w = table[t, u, 1] / max(r2, CLOSEST * CLOSEST)
+    w = table[t, u, 1] / greater(r2, CLOSEST * CLOSEST)
     w = w * w * w
     return table[t, u, 0] * (w * w - w) - table[t, u, 2]
 
@@ -466,7 +478,7 @@ def voxel(tables, s, pose):
     for i in range(3):
         x = pose[i] * tables.replicas[s, i]
         m = tables.voxels[s, i]
-        index = index * m + min(int((x - math.floor(x)) * m), m - 1)
+        index = index * m + lesser(int((x - math.floor(x)) * m), m - 1)
     return index
 
 
@@ -529,9 +541,8 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
             tables, chains, c, s, place, skip) else BIG
         if energy * beta < OVERLAP:
             energy += guests_energy(tables, chains, c, k, place, skip, 0, 1, tables.inner)
-        chains.scratch[c, i] = (
-            math.exp(min(-beta * energy, 600.0)) / b if energy * beta < OVERLAP and b > 0.0 else 0.0
-        )
+        free = energy * beta < OVERLAP and b > 0.0
+        chains.scratch[c, i] = math.exp(lesser(-beta * energy, 600.0)) / b if free else 0.0
     barrier()
     total = 0.0
     for i in range(tables.trials):
@@ -558,7 +569,7 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
 @scalar
 def pick(chains, c, k, u):
     """A random molecule of species k, which must exist."""
-    left = min(int(u * chains.count[c, k]), chains.count[c, k] - 1)
+    left = lesser(int(u * chains.count[c, k]), chains.count[c, k] - 1)
     if chains.count[c, k] == chains.n[c]:
         return left
     for j in range(chains.n[c]):
@@ -611,14 +622,14 @@ def move(tables, chains, c, row, lane, lanes):
     if kind < SWAP:
         if n == 0:
             return
-        old = min(int(u * n), n - 1)
+        old = lesser(int(u * n), n - 1)
         k = chains.kind[c, old]
         m = k
     else:
-        k = min(int(u * species), species - 1)
+        k = lesser(int(u * species), species - 1)
         m = k
         if kind == IDENTITY:
-            m = (k + 1 + min(int(v * (species - 1)), species - 2)) % species
+            m = (k + 1 + lesser(int(v * (species - 1)), species - 2)) % species
         else:
             new = v < 0.5
         if kind == IDENTITY or not new:
@@ -703,9 +714,9 @@ def adapt(chains, c):
     for kind in range(2):
         if chains.tally[c, 0, kind] >= 10:
             share = chains.tally[c, 1, kind] / chains.tally[c, 0, kind]
-            factor = min(max(share / 0.45, 0.7), 1.4)
+            size = chains.size[c, kind] * lesser(greater(share / 0.45, 0.7), 1.4)
             largest = LARGEST_TURN if kind == ROTATION else 10.0
-            chains.size[c, kind] = min(max(chains.size[c, kind] * factor, SMALLEST_STEP), largest)
+            chains.size[c, kind] = lesser(greater(size, SMALLEST_STEP), largest)
             chains.tally[c, 0, kind], chains.tally[c, 1, kind] = 0, 0
 
 
@@ -775,7 +786,7 @@ def boltzmann(first_voxel, stride, tables, p, k, out):
                 0.0, 0.0, 0.0,
             )  # fmt: skip
             pose = turned(tables, s, pose, -1.0, uniform(base, at + 3), uniform(base, at + 4))
-            total += math.exp(-tables.beta[p] * min(host_energy(tables, s, k, pose), BIG))
+            total += math.exp(-tables.beta[p] * lesser(host_energy(tables, s, k, pose), BIG))
         out[v] = total / ORIENTATIONS
 
 
