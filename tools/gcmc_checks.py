@@ -4,14 +4,15 @@ checks:
   zeolite-n2   N2 in IZA frameworks, 298 K, 1 bar, against the labels made with RASPA3
   co2-n2       CO2/N2 15:85 in 20 MOFs, 298 K, 1 bar, against published uptakes (gRASPA)
   argon        Ar in IZA frameworks, 87 K, 1 atm, against published uptakes (RASPA2)
-  mof-n2       N2 in CoRE MOF 2019 crystals, 77 K, 1 bar: speed
+  n2-77k       N2 in zeolites and MOFs, 77 K, 1 bar, against RASPA3, which runs first
+  mof-n2       N2 in CoRE MOF 2019 crystals, 77 K, 1 bar: speed, and whether chains agree
 
 The result is data/results/gcmc/CHECK.json. Crystals and reference values can be packed into one
 file first, with which a check needs numpy, scipy, tqdm and numba only. Data that is not shipped is
-read from the folder that X3MAT_DATA names. The files zeolite-n2-cuda and co2-n2-all
-were written by this script at commit 9ce56f8, outside a checkout of it: they lack the equilibrated
-flags, what their provenance calls git is another commit, and the former compares with labels of
-before that commit.
+read from the folder that X3MAT_DATA names. The files zeolite-n2, zeolite-n2-all and zeolite-n2-cuda
+were written with insertions of one trial and chains that started empty and cold. The last is of
+commit 9ce56f8, from outside a checkout of it: it lacks the equilibrated flags, what its provenance
+calls git is another commit, and it compares with labels of before that commit.
 
 examples:
   python tools/gcmc_checks.py zeolite-n2
@@ -56,18 +57,23 @@ SETTINGS = {
         gases=("Ar",), temperature=87.0, pressure=101_325.0, equilibration=8000, cycles=2000,
         start="both", trials=128, moves=(0.75, 0.0, 0.1, 0.15, 0.0),
     ),
-    "mof-n2": GCMCSettings(
+    "n2-77k": GCMCSettings(
         temperature=77.0, equilibration=4000, cycles=2000, start="both", trials=64,
         moves=(0.4, 0.35, 0.1, 0.15, 0.0),
     ),
 }  # fmt: skip
+SETTINGS["mof-n2"] = SETTINGS["n2-77k"]
+N2_77K = ["iza:LTA", "iza:ASV", "WOCGIG", "WOBHOL"]  # zeolites; MOFs of co2_n2_reference
+RASPA_SECONDS = 80.0  # of processor time, for one crystal
 PACKED = ("name", "ptr", "lattice", "species", "frac", "charges", "reference", "error", "wall_s")
 
 
 def load(check: str, limit: int, names: list[str] | None) -> dict[str, np.ndarray]:
     """Crystals and reference values (mol/kg, by gas) of a check, as flat arrays."""
-    rows = {"zeolite-n2": _zeolites, "co2-n2": _co2_n2, "argon": _argon, "mof-n2": _mofs}[check](
-        limit, names)
+    rows = {
+        "zeolite-n2": _zeolites, "co2-n2": _co2_n2, "argon": _argon, "n2-77k": _n2_77k,
+        "mof-n2": _mofs,
+    }[check](limit, names)  # fmt: skip
     frameworks = [row[0] for row in rows]
     nan = [f.charges if f.charges is not None else np.full(len(f.species), np.nan)
            for f in frameworks]  # fmt: skip
@@ -130,6 +136,70 @@ def _argon(limit: int, names: list[str] | None) -> list[tuple]:
     return rows
 
 
+def _n2_77k(limit: int, names: list[str] | None) -> list[tuple]:
+    rows, folder = [], paths.external() / "co2_n2_reference" / "cif"
+    for name in (names or N2_77K)[: limit or None]:
+        file = name if name.startswith("iza:") else folder / f"{name}_clean_pacmof.cif"
+        framework = replace(read_framework(file), charges=None, name=name)
+        rows.append((framework, *raspa_uptake(framework, SETTINGS["n2-77k"], RASPA_SECONDS)))
+        print(name, "RASPA3:", *rows[-1][1:], file=sys.stderr)
+    return rows
+
+
+def raspa_uptake(framework: Framework, settings: GCMCSettings, seconds: float) -> tuple:
+    """Uptake of one gas without charges (mol/kg), error and wall time by RASPA3."""
+    import json
+    import subprocess
+    import tempfile
+
+    from gcmc.engine import equilibrated, standard_error
+    from gcmc.forcefield import SYMBOLS, framework_parameters, guest
+    from gcmc.system import make_guests, make_system
+
+    system = make_system(framework, replace(settings, spacing=0.0), make_guests(settings))
+    parameters, gas = framework_parameters(settings.force_field), guest(settings.gases[0])
+    numbers = sorted({int(z) for z in framework.species}, key=lambda z: SYMBOLS[z - 1])
+    types = [
+        {**parameters[SYMBOLS[z - 1]], "name": SYMBOLS[z - 1], "framework": True, "number": z,
+         "charge": 0.0} for z in numbers
+    ] + [
+        {"mass": 14.0, **site, "name": f"guest-{name}", "framework": False, "number": 7,
+         "charge": 0.0} for name, site in gas["types"].items()
+    ]  # fmt: skip
+    lengths = np.linalg.norm(system.cell, axis=1)
+    unit = system.cell / lengths[:, None]
+    job = {
+        "types": types, "lengths": lengths.tolist(),
+        "angles": np.degrees(np.arccos([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]))
+        .tolist(),
+        "positions": system.atoms.tolist(), "atom_types": system.atom_type.tolist(),
+        "atom_charges": [0.0] * len(system.atoms),
+        "sites": [{"z": s["z"], "charge": 0.0,
+                   "type": len(numbers) + list(gas["types"]).index(s["type"])}
+                  for s in gas["sites"]],
+        "centre": 1,
+        "critical": [gas[k] for k in ("critical_temperature", "critical_pressure",
+                                      "acentric_factor")],
+        "moves": {"translation_probability": 1.0, "rotation_probability": 1.0,
+                  "reinsertion_cbmc_probability": 0.2, "swap_cbmc_probability": 1.0,
+                  "widom_probability": 0.01},
+        "temperature": settings.temperature, "pressure": settings.pressure,
+        "cutoff": settings.cutoff, "charges": False, "seed": settings.seed, "init_cycles": 100,
+        "min_cycles": 50, "max_cycles": 1_000_000, "check_every": 10, "target_relative": 0.0,
+        "target_absolute": 0.0, "max_seconds": seconds, "blocking_pockets": [],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, name)) for name in ("job.json", "out.npz")]
+        Path(files[0]).write_text(json.dumps(job), encoding="utf-8")
+        script = Path(__file__).with_name("raspa_job.py")
+        subprocess.run([sys.executable, str(script), *files], cwd=folder, check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+        with np.load(files[1]) as out:
+            counts, wall = out["counts"].astype(float), float(out["seconds"])
+    counts = counts[equilibrated(counts) :] / np.prod(system.replicas) / system.mass * 1000
+    return [counts.mean()], [standard_error(counts[None])], wall
+
+
 def _mofs(limit: int, names: list[str] | None) -> list[tuple]:
     """CoRE MOF 2019 ASR: not DISORDER, largest cavity above 3.7 Å; a random order, seed 0."""
     from x3mat import databases
@@ -169,7 +239,7 @@ def frameworks_of(pack: dict[str, np.ndarray], limit: int) -> list[Framework]:
 
 def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -> dict:
     """Rows and a summary of how results compare with the reference."""
-    rows, failed = [], {}
+    rows, failed, gaps = [], {}, {}
     deviation: dict[str, list[tuple[float, float, float, bool]]] = {}
     for i, result in enumerate(found):
         name = str(pack["name"][i])
@@ -181,9 +251,16 @@ def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -
             "discarded_cycles": result.discarded, "acceptance": result.acceptance,
             "equilibrated": result.is_equilibrated,
         }  # fmt: skip
-        for gas, x in result.loadings.items():
+        for k, (gas, x) in enumerate(result.loadings.items()):
+            unit = x.mol_per_kg / (x.molecules_per_cell * result.n_cells or 1)
+            chains = result.counts[:, result.discarded :, k].mean(1) * unit
             row["loadings"][gas].update(
-                heat_kJ_per_mol=x.heat_kJ_per_mol, error_heat=x.error_heat_kJ_per_mol)
+                heat_kJ_per_mol=x.heat_kJ_per_mol, error_heat=x.error_heat_kJ_per_mol,
+                chains_mol_per_kg=chains,
+            )  # fmt: skip
+            if result.settings.start == "both" and len(chains) > 1 and chains.any():
+                gap = (chains[1::2].mean() - chains[::2].mean()) / chains.mean()
+                gaps.setdefault(gas, []).append(gap)
         for gas, value, error in zip(
             result.loadings, pack["reference"][i], pack["error"][i], strict=True
         ):
@@ -212,6 +289,12 @@ def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -
         summary[gas] = {
             "all": statistics(every), "equilibrated": statistics(every[every[:, 3] > 0])
         }
+    for gas, values in gaps.items():  # (from full - from empty) / mean
+        summary.setdefault(gas, {})["start"] = {
+            "n": len(values), "median_gap": np.median(values),
+            "median_abs_gap": np.median(np.abs(values)), "max_abs_gap": np.abs(values).max(),
+            "n_within_2_percent": sum(abs(v) <= 0.02 for v in values),
+        }  # fmt: skip
     speed = [row["speedup_to_equal_error"] for row in rows if "speedup_to_equal_error" in row]
     return {
         "summary": summary, "rows": rows, "failed": failed,

@@ -337,7 +337,8 @@ def pair_energy(tables, s, k, one, m, two, r2):
             x = one[0] - two[0] + v * one[3] - w * two[3]
             y = one[1] - two[1] + v * one[4] - w * two[4]
             z = one[2] - two[2] + v * one[5] - w * two[5]
-            r2 = distance2(tables.cell, s, x, y, z) if near else BIG
+            if far > limit:  # sites lie beside the centres
+                r2 = distance2(tables.cell, s, x, y, z) if near else BIG
             if r2 < tables.cutoff * tables.cutoff:
                 t, u = tables.site_type[k, i], tables.site_type[m, j]
                 total += lennard_jones(tables.lj, t, u, r2)
