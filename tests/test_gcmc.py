@@ -18,6 +18,7 @@ from scipy.special import erfc
 
 pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[labels]")
 
+import gcmc_checks
 import gcmc_run
 from gcmc import Framework, GCMCSettings, engine, forcefield, gcmc, kernel
 from gcmc import system as parts
@@ -527,7 +528,7 @@ def test_bad_frameworks_do_not_stop_the_others():
 @pytest.mark.parametrize("change", [
     {"gases": ("Xe",)}, {"force_field": "none"}, {"fractions": (0.5,)}, {"temperature": -1},
     {"pressure": math.nan}, {"charges": "some"}, {"cycles": 0}, {"spacing": 2.0},
-    {"shifted": True, "tail_correction": True},
+    {"shifted": True, "tail_correction": True}, {"trials": 0}, {"start": "half"},
 ])  # fmt: skip
 def test_bad_settings_are_refused(change):
     with pytest.raises(DataError):
@@ -548,6 +549,35 @@ def test_dense_states_are_the_same_from_empty_and_from_full():
     assert result.is_equilibrated
     far = result.counts + 20 * np.arange(4)[:, None, None] % 40  # the full ones hold 20 more
     assert "chains from full and from empty differ" in replace(result, counts=far).warnings[0]
+
+
+@pytest.mark.skipif(
+    not os.path.isfile(os.path.join(os.environ.get("X3MAT_DATA", ""), "iza_ar87.npz")),
+    reason="needs iza_ar87.npz in the folder that X3MAT_DATA names",
+)
+def test_argon_in_a_zeolite_takes_up_what_is_published():
+    pack = gcmc_checks.load("argon", 1, ["ASV"])
+    settings = replace(
+        gcmc_checks.SETTINGS["argon"], equilibration=3000, cycles=500, replicas=2)
+    [result] = gcmc(gcmc_checks.frameworks_of(pack, 1), settings)
+    found = result.loadings["Ar"].mol_per_kg
+    assert found == pytest.approx(pack["reference"][0, 0], rel=0.03)
+
+
+def test_checks_compare_results_with_the_reference_and_chains_with_one_another():
+    settings = replace(SHORT, pressure=1e6, start="both")
+    [result] = gcmc([CAGE], settings)
+    mean = result.loadings["Ar"].mol_per_kg
+    pack = {"name": np.array(["cage"]), "reference": np.array([[mean / 1.1]]),
+            "error": np.array([[0.0]]), "wall_s": np.array([np.nan])}  # fmt: skip
+    found = gcmc_checks.compare(pack, [result])
+    assert found["summary"]["Ar"]["all"]["median_deviation"] == pytest.approx(0.1)
+    chains = found["rows"][0]["loadings"]["Ar"]["chains_mol_per_kg"]
+    gap = (chains[1] - chains[0]) / chains.mean()
+    assert found["summary"]["Ar"]["start"] == {
+        "n": 1, "median_gap": gap, "median_abs_gap": abs(gap), "max_abs_gap": abs(gap),
+        "n_within_2_percent": int(abs(gap) <= 0.02),
+    }  # fmt: skip
 
 
 def test_stuck_chains_are_named():
