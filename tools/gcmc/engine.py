@@ -12,11 +12,11 @@ A chain depends on seed, framework and state only, not on what runs beside it.
 
 Limits
 ------
-- Chains start empty and molecules come whole, without configurational bias: pores that are nearly
-  full (Ar at 87 K, N2 at 77 K) or bind strongly equilibrate slowly or not at all.
-  `GCMCResult.warnings` names chains that drift or never accepted a swap; of the others it cannot
-  know. CO2 in the most strongly binding of 20 MOFs still differed by up to 14 % from the published
-  uptake after 4000 + 2000 cycles (``data/results/gcmc/co2-n2-long.json``).
+- Filled pores relax slowly, although insertions are biased (see `kernel.move`) and chains are
+  annealed: where molecules are bound by 20 k_B T and more (Ar at 87 K in a zeolite), numbers hardly
+  fluctuate, and what a chain holds depends on how long it has packed. ``start="both"`` lets chains
+  come from the empty and from the filled framework; `GCMCResult.warnings` tells where they differ,
+  drift, or never accepted a swap. Take many trials and mostly translations there.
 - Standard errors are somewhat too small: of 253 zeolites 230 lie within two standard errors of the
   RASPA3 labels, with a root mean square of 1.26 (``zeolite-n2-all.json`` there).
 - All pores count, those too that no gas can reach from outside; nothing is blocked.

@@ -436,6 +436,17 @@ def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
 
 
 @scalar
+def fractional(tables, s, x, y, z):
+    """A vector in Å in fractions of the cell."""
+    inverse = tables.inverse
+    return (
+        x * inverse[s, 0, 0] + y * inverse[s, 1, 0] + z * inverse[s, 2, 0],
+        x * inverse[s, 0, 1] + y * inverse[s, 1, 1] + z * inverse[s, 2, 1],
+        x * inverse[s, 0, 2] + y * inverse[s, 1, 2] + z * inverse[s, 2, 2],
+    )
+
+
+@scalar
 def turned(tables, s, pose, size, u, v):
     """Pose with the vector of length `size` and random direction added to its axis.
 
@@ -444,7 +455,7 @@ def turned(tables, s, pose, size, u, v):
     z, angle = 2.0 * u - 1.0, 2.0 * math.pi * v
     r = math.sqrt(1.0 - z * z)
     x, y = r * math.cos(angle), r * math.sin(angle)
-    cell, inverse = tables.cell, tables.inverse
+    cell = tables.cell
     if size > 0.0:
         a, b, c = pose[3], pose[4], pose[5]
         x = size * x + a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
@@ -452,23 +463,15 @@ def turned(tables, s, pose, size, u, v):
         z = size * z + a * cell[s, 0, 2] + b * cell[s, 1, 2] + c * cell[s, 2, 2]
         norm = math.sqrt(x * x + y * y + z * z)
         x, y, z = x / norm, y / norm, z / norm
-    return (
-        pose[0], pose[1], pose[2],
-        x * inverse[s, 0, 0] + y * inverse[s, 1, 0] + z * inverse[s, 2, 0],
-        x * inverse[s, 0, 1] + y * inverse[s, 1, 1] + z * inverse[s, 2, 1],
-        x * inverse[s, 0, 2] + y * inverse[s, 1, 2] + z * inverse[s, 2, 2],
-    )  # fmt: skip
+    a, b, c = fractional(tables, s, x, y, z)
+    return pose[0], pose[1], pose[2], a, b, c
 
 
 @scalar
 def shifted(tables, s, pose, x, y, z):
     """Pose displaced by (x, y, z) Å and folded into the cell."""
-    inverse = tables.inverse
-    x, y, z = (
-        pose[0] + x * inverse[s, 0, 0] + y * inverse[s, 1, 0] + z * inverse[s, 2, 0],
-        pose[1] + x * inverse[s, 0, 1] + y * inverse[s, 1, 1] + z * inverse[s, 2, 1],
-        pose[2] + x * inverse[s, 0, 2] + y * inverse[s, 1, 2] + z * inverse[s, 2, 2],
-    )
+    x, y, z = fractional(tables, s, x, y, z)
+    x, y, z = pose[0] + x, pose[1] + y, pose[2] + z
     return x - math.floor(x), y - math.floor(y), z - math.floor(z), pose[3], pose[4], pose[5]
 
 
@@ -499,8 +502,13 @@ def inside(index, m, n, u):
 
 
 @scalar
-def trial(tables, s, start, k, pose, kind, base, i):
-    """Pose of trial i and its `bias`; a change of species keeps the centre."""
+def trial(tables, s, start, k, pose, kind, kept, base, i):
+    """Pose of trial i and its `bias`; `pose` itself comes first if `kept`.
+
+    A change of species keeps the centre.
+    """
+    if kept and i == 0:
+        return pose, 1.0 if kind == IDENTITY else bias(tables, s, start, voxel(tables, s, pose))
     at = _FIRST + _POSE * i
     if tables.reach[k] > 0.0:
         pose = turned(tables, s, pose, -1.0, uniform(base, at), uniform(base, at + 1))
@@ -532,12 +540,7 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     p = chains.state[c]
     s, beta, start = tables.system[p], chains.beta[c], tables.cdf_start[p, k]
     for i in range(lane, tables.trials, lanes):
-        place, b = pose, 1.0
-        if kept and i == 0:
-            if kind != IDENTITY:
-                b = bias(tables, s, start, voxel(tables, s, pose))
-        else:
-            place, b = trial(tables, s, start, k, pose, kind, base, i)
+        place, b = trial(tables, s, start, k, pose, kind, kept, base, i)
         energy = host_energy(tables, s, k, place) if is_free(
             tables, chains, c, s, place, skip) else BIG
         if energy * beta < OVERLAP:
@@ -556,11 +559,7 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     barrier()
     if weight <= 0.0:
         return pose, -BIG, 0.0
-    b = 1.0
-    if not kept:
-        pose, b = trial(tables, s, start, k, pose, kind, base, i)
-    elif kind != IDENTITY:
-        b = bias(tables, s, start, voxel(tables, s, pose))
+    pose, b = trial(tables, s, start, k, pose, kind, kept, base, i)
     energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes)
     if energy >= BIG:
         return pose, -BIG, 0.0
