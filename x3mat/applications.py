@@ -77,7 +77,7 @@ ZEOLITE_N2 = Application(
     name="zeolite-n2", property="N2 uptake", unit="g/L", conditions="298 K, 1 bar, pure silica",
     columns=("n2_g_L",), crystal=databases.iza,
     hyper_parameters={
-        "epochs": 55, "crystals_per_step": 4, "windows_per_crystal": 48, "refine": 2,
+        "epochs": 90, "crystals_per_step": 4, "windows_per_crystal": 48, "refine": 2,
         "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.995,
         "model": {"l_max": 2, "m_max": 2, "layers": 2, "channels": 32, "cutoff": 3.5},
     },

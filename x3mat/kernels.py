@@ -32,6 +32,7 @@ from torch import Tensor, nn
 try:
     import triton
     import triton.language as tl
+    from triton.language import constexpr
 except ImportError:  # no Triton for this platform: the plain layers serve
     triton = None
 
@@ -83,13 +84,6 @@ if triton is not None:
         return before + (m + min(l_, m_max)) * (2 * l_ + 1)
 
     @triton.constexpr_function
-    def rows_before(m, l_max):
-        """Rows before the block of order m."""
-        k = abs(m)
-        before = sum((2 if j else 1) * (l_max + 1 - j) for j in range(k))
-        return before + (l_max + 1 - k if m < 0 else 0)
-
-    @triton.constexpr_function
     def row_at(l_, m, l_max):
         """Place of row (l, m) where the rows are sorted by |m|."""
         k = abs(m)
@@ -118,14 +112,14 @@ if triton is not None:
         return value
 
     @triton.jit
-    def edge_row(e, n_edges, l_: tl.constexpr, m: tl.constexpr, L: tl.constexpr, C: tl.constexpr):
+    def edge_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr):
         """Address of row (l, m) of edge e in the blocks."""
-        k: tl.constexpr = m if m >= 0 else -m
-        return (rows_before(m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
+        k: constexpr = m if m >= 0 else -m  # row_at(k, m, L): rows before the block of order m
+        return (row_at(k, m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
 
     @triton.jit
-    def mixed_row(e, n_edges, l_: tl.constexpr, m: tl.constexpr, L: tl.constexpr, C: tl.constexpr,
-                  width: tl.constexpr):
+    def mixed_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr,
+                  width: constexpr):
         """The same in the output of the first convolution, whose m = 0 block has the degrees
         l ≥ 1, the scalars, the gates and the logits: ``width`` numbers in all."""
         if m == 0:
@@ -133,7 +127,20 @@ if triton is not None:
         return n_edges * width + edge_row(e, n_edges, l_, m, L, C) - n_edges * ((L + 1) * C)
 
     @triton.jit
-    def nothing(n: tl.constexpr, C: tl.constexpr):
+    def some_edges(n_edges, C: constexpr, EDGES: constexpr):
+        """Edges of this program, which of them exist, channels (1, C), mask (EDGES, C)."""
+        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+        c = tl.arange(0, C)[None, :]
+        return e, e < n_edges, c, (e < n_edges)[:, None] & (c < C)
+
+    @triton.jit
+    def one_node(start, C: constexpr):
+        """Node of this program, channels (C,), first edge and end of its edges."""
+        n = tl.program_id(0).to(tl.int64)
+        return n, tl.arange(0, C), tl.load(start + n), tl.load(start + n + 1)
+
+    @triton.jit
+    def nothing(n: constexpr, C: constexpr):
         rows = ()
         for _ in tl.static_range(n):
             rows = rows + (tl.zeros([C], tl.float32),)
@@ -141,7 +148,7 @@ if triton is not None:
 
     @triton.jit
     def messages(
-        h, offset, src, dst, e, live, n_nodes, l_: tl.constexpr, C: tl.constexpr
+        h, offset, src, dst, e, live, n_nodes, l_: constexpr, C: constexpr
     ):
         """Rows of degree l of A x_j + B x_i, for edges (EDGES,)."""
         c = tl.arange(0, C)[None, :]
@@ -156,12 +163,34 @@ if triton is not None:
         return rows
 
     @triton.jit
-    def turn(row, x, live, l_: tl.constexpr):
+    def turn(row, x, live, l_: constexpr):
         """A row of D, at ``row``, times the rows x of degree l."""
         total = tl.load(row, mask=live, other=0.0)[:, None] * x[0]
         for s in tl.static_range(1, 2 * l_ + 1):
             total += tl.load(row + s, mask=live, other=0.0)[:, None] * x[s]
         return total
+
+    @triton.jit
+    def turned_back(
+        acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, stored: constexpr,
+        C: constexpr,
+    ):
+        """acc plus factor Dᵀ x of one edge, whose packed D begins at ``wigner``."""
+        c = tl.arange(0, C)
+        rows = ()
+        for l_ in tl.static_range(L + 1):
+            part = ()
+            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                part = part + (acc[s],)
+            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                at = wigner + wigner_at(l_, m, stored)
+                g = factor * tl.load(x + edge_row(e, n_edges, l_, m, L, C) + c)
+                added = ()
+                for s in tl.static_range(2 * l_ + 1):
+                    added = added + (part[s] + tl.load(at + s) * g,)
+                part = added
+            rows = rows + part
+        return rows
 
     # --------------------------------------------------------------------------- kernels
     # h: (S, N, 2C), of_sender and of_receiver side by side. Letters as in model.py; n_edges,
@@ -169,11 +198,11 @@ if triton is not None:
 
     @triton.jit
     def wigner_kernel(
-        frames, directed, points, inverse, wigner, n_edges, L: tl.constexpr, M: tl.constexpr,
-        P: tl.constexpr, LANES: tl.constexpr, EDGES: tl.constexpr,
+        frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
+        P: constexpr, LANES: constexpr, EDGES: constexpr,
     ):
         """Packed D: see :class:`x3mat.model.WignerMatrices`."""
-        size: tl.constexpr = wigner_at(L + 1, -M, M)
+        size: constexpr = wigner_at(L + 1, -M, M)
         e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
         live = e < n_edges
         p = tl.arange(0, LANES)
@@ -207,16 +236,13 @@ if triton is not None:
 
     @triton.jit
     def rotate_kernel(
-        h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: tl.constexpr,
-        M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr, EDGES: tl.constexpr,
+        h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
+        M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr,
     ):
         """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
-        size: tl.constexpr = wigner_at(L + 1, -stored, stored)
-        width: tl.constexpr = radial_at(L + 1, M, L) * C
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        c = tl.arange(0, C)[None, :]
-        mask = live[:, None] & (c < C)
+        size: constexpr = wigner_at(L + 1, -stored, stored)
+        width: constexpr = radial_at(L + 1, M, L) * C
+        e, live, c, mask = some_edges(n_edges, C, EDGES)
         for l_ in tl.static_range(L + 1):
             x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
             for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
@@ -228,16 +254,13 @@ if triton is not None:
     @triton.jit
     def rotate_back_kernel(
         h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
-        L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr,
-        EDGES: tl.constexpr,
+        L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
+        EDGES: constexpr,
     ):
         """Gradient of radial; grad ← grad ⊙ radial, the gradient of D (A x_j + B x_i)."""
-        size: tl.constexpr = wigner_at(L + 1, -stored, stored)
-        width: tl.constexpr = radial_at(L + 1, M, L) * C
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        c = tl.arange(0, C)[None, :]
-        mask = live[:, None] & (c < C)
+        size: constexpr = wigner_at(L + 1, -stored, stored)
+        width: constexpr = radial_at(L + 1, M, L) * C
+        e, live, c, mask = some_edges(n_edges, C, EDGES)
         for l_ in tl.static_range(L + 1):
             x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
             for k in tl.static_range(orders(l_, M) + 1):
@@ -254,32 +277,16 @@ if triton is not None:
 
     @triton.jit
     def turn_back_kernel(
-        order, start, wigner, x, out, n_edges, n_nodes, L: tl.constexpr, M: tl.constexpr,
-        stored: tl.constexpr, C: tl.constexpr, SENDER: tl.constexpr,
+        order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
+        stored: constexpr, C: constexpr, SENDER: constexpr,
     ):
         """Σ Dᵀ x over the edges from a node, or to it."""
-        size: tl.constexpr = wigner_at(L + 1, -stored, stored)
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
+        size: constexpr = wigner_at(L + 1, -stored, stored)
+        n, c, k, stop = one_node(start, C)
         acc = nothing((L + 1) * (L + 1), C)
-        k = tl.load(start + n)
-        stop = tl.load(start + n + 1)
         while k < stop:
             e = tl.load(order + k) if SENDER else k
-            new = ()
-            for l_ in tl.static_range(L + 1):
-                part = ()
-                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                    part = part + (acc[s],)
-                for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                    at = wigner + e * size + wigner_at(l_, m, stored)
-                    g = tl.load(x + edge_row(e, n_edges, l_, m, L, C) + c)
-                    next_part = ()
-                    for s in tl.static_range(2 * l_ + 1):
-                        next_part = next_part + (part[s] + tl.load(at + s) * g,)
-                    part = next_part
-                new = new + part
-            acc = new
+            acc = turned_back(acc, wigner + e * size, x, e, n_edges, 1.0, L, M, stored, C)
             k += 1
         to = out + c if SENDER else out + C + c
         for s in tl.static_range((L + 1) * (L + 1)):
@@ -287,12 +294,11 @@ if triton is not None:
 
     @triton.jit
     def gate_kernel(
-        mixed, out, n_edges, width: tl.constexpr, L: tl.constexpr, M: tl.constexpr,
-        C: tl.constexpr, EDGES: tl.constexpr,
+        mixed, out, n_edges, width: constexpr, L: constexpr, M: constexpr,
+        C: constexpr, EDGES: constexpr,
     ):
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)[:, None]
-        c = tl.arange(0, C)[None, :]
-        mask = (e < n_edges) & (c < C)
+        e, _, c, mask = some_edges(n_edges, C, EDGES)
+        e = e[:, None]
         scalar = tl.load(mixed + e * width + L * C + c, mask=mask, other=0.0)
         tl.store(out + edge_row(e, n_edges, 0, 0, L, C) + c, scalar * tl.sigmoid(scalar), mask=mask)
         for l_ in tl.static_range(1, L + 1):
@@ -305,12 +311,11 @@ if triton is not None:
 
     @triton.jit
     def gate_back_kernel(
-        mixed, grad, grad_mixed, n_edges, width: tl.constexpr, L: tl.constexpr, M: tl.constexpr,
-        C: tl.constexpr, EDGES: tl.constexpr,
+        mixed, grad, grad_mixed, n_edges, width: constexpr, L: constexpr, M: constexpr,
+        C: constexpr, EDGES: constexpr,
     ):
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)[:, None]
-        c = tl.arange(0, C)[None, :]
-        mask = (e < n_edges) & (c < C)
+        e, _, c, mask = some_edges(n_edges, C, EDGES)
+        e = e[:, None]
         at = e * width + L * C + c
         scalar = tl.load(mixed + at, mask=mask, other=0.0)
         s = tl.sigmoid(scalar)
@@ -330,8 +335,8 @@ if triton is not None:
 
     @triton.jit
     def weigh_kernel(
-        mixed, edge_weight, gain, bias, logit, out, n_edges, width: tl.constexpr,
-        first: tl.constexpr, H: tl.constexpr, A: tl.constexpr, EDGES: tl.constexpr,
+        mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
+        first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr,
     ):
         """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
         e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
@@ -350,8 +355,8 @@ if triton is not None:
     @triton.jit
     def weigh_back_kernel(
         mixed, weight, gain, bias, logit, grad, grad_mixed, grad_parameters, n_edges,
-        width: tl.constexpr, first: tl.constexpr, H: tl.constexpr, A: tl.constexpr,
-        EDGES: tl.constexpr,
+        width: constexpr, first: constexpr, H: constexpr, A: constexpr,
+        EDGES: constexpr,
     ):
         e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
         live = e < n_edges
@@ -376,32 +381,18 @@ if triton is not None:
 
     @triton.jit
     def attend_kernel(
-        value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: tl.constexpr,
-        L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr, C: tl.constexpr, H: tl.constexpr,
+        value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: constexpr,
+        L: constexpr, M: constexpr, stored: constexpr, C: constexpr, H: constexpr,
     ):
         """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
+        n, c, e, stop = one_node(start, C)
         head = c // (C // H)
         acc = nothing((L + 1) * (L + 1), C)
         total = tl.full([C], 1.0, tl.float32)
-        e = tl.load(start + n)
-        stop = tl.load(start + n + 1)
         while e < stop:
             w = tl.load(weight + e * H + head)
             total += w
-            new = ()
-            for l_ in tl.static_range(L + 1):
-                v = ()
-                for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                    v = v + (w * tl.load(value + edge_row(e, n_edges, l_, m, L, C) + c),)
-                for s in tl.static_range(2 * l_ + 1):
-                    row = acc[l_ * l_ + s]
-                    for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                        d = tl.load(wigner + e * size + wigner_at(l_, m, stored) + s)
-                        row += d * v[m + orders(l_, M)]
-                    new = new + (row,)
-            acc = new
+            acc = turned_back(acc, wigner + e * size, value, e, n_edges, w, L, M, stored, C)
             e += 1
         for s in tl.static_range((L + 1) * (L + 1)):
             tl.store(out + (s * n_nodes + n) * C + c, acc[s] / total)
@@ -410,14 +401,11 @@ if triton is not None:
     @triton.jit
     def attend_back_kernel(
         value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight, n_edges,
-        n_nodes, size: tl.constexpr, L: tl.constexpr, M: tl.constexpr, stored: tl.constexpr,
-        C: tl.constexpr, H: tl.constexpr, EDGES: tl.constexpr,
+        n_nodes, size: constexpr, L: constexpr, M: constexpr, stored: constexpr,
+        C: constexpr, H: constexpr, EDGES: constexpr,
     ):
         """``mean``: gradient times output of each head, (N, H)."""
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        c = tl.arange(0, C)[None, :]
-        mask = live[:, None] & (c < C)
+        e, live, c, mask = some_edges(n_edges, C, EDGES)
         n = tl.load(dst + e, mask=live, other=0)[:, None]
         head = c // (C // H)
         scale = tl.load(inverse + n * H + head, mask=mask, other=0.0)
@@ -441,15 +429,12 @@ if triton is not None:
 
     @triton.jit
     def embed_kernel(
-        radial, harmonics, scalars, start, out, n_nodes, L: tl.constexpr, C: tl.constexpr
+        radial, harmonics, scalars, start, out, n_nodes, L: constexpr, C: constexpr
     ):
         """Scalars plus Σ_j Y radial."""
-        rows: tl.constexpr = (L + 1) * (L + 1)
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
+        rows: constexpr = (L + 1) * (L + 1)
+        n, c, e, stop = one_node(start, C)
         acc = (tl.load(scalars + n * C + c),) + nothing(rows - 1, C)
-        e = tl.load(start + n)
-        stop = tl.load(start + n + 1)
         while e < stop:
             new = ()
             for l_ in tl.static_range(L + 1):
@@ -463,14 +448,11 @@ if triton is not None:
 
     @triton.jit
     def embed_back_kernel(
-        grad, harmonics, dst, out, n_edges, n_nodes, L: tl.constexpr, C: tl.constexpr,
-        EDGES: tl.constexpr,
+        grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr, C: constexpr,
+        EDGES: constexpr,
     ):
-        rows: tl.constexpr = (L + 1) * (L + 1)
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        c = tl.arange(0, C)[None, :]
-        mask = live[:, None] & (c < C)
+        rows: constexpr = (L + 1) * (L + 1)
+        e, live, c, mask = some_edges(n_edges, C, EDGES)
         n = tl.load(dst + e, mask=live, other=0)[:, None]
         for l_ in tl.static_range(L + 1):
             total = tl.zeros([EDGES, C], tl.float32)
@@ -482,13 +464,10 @@ if triton is not None:
 
     @triton.jit
     def mix_kernel(
-        pre, sent, heard, src, dst, out, n_edges, C: tl.constexpr, EDGES: tl.constexpr
+        pre, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: constexpr
     ):
         """pre ← pre + sent_j + heard_i; its SiLU."""
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        c = tl.arange(0, C)[None, :]
-        mask = live[:, None] & (c < C)
+        e, live, c, mask = some_edges(n_edges, C, EDGES)
         at = e[:, None] * C + c
         j = tl.load(src + e, mask=live, other=0)[:, None] * C + c
         i = tl.load(dst + e, mask=live, other=0)[:, None] * C + c
@@ -498,12 +477,9 @@ if triton is not None:
         tl.store(out + at, x * tl.sigmoid(x), mask=mask)
 
     @triton.jit
-    def mix_back_receiver_kernel(pre, start, grad, grad_pre, grad_heard, C: tl.constexpr):
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
+    def mix_back_receiver_kernel(pre, start, grad, grad_pre, grad_heard, C: constexpr):
+        n, c, e, stop = one_node(start, C)
         acc = tl.zeros([C], tl.float32)
-        e = tl.load(start + n)
-        stop = tl.load(start + n + 1)
         while e < stop:
             x = tl.load(pre + e * C + c)
             s = tl.sigmoid(x)
@@ -514,12 +490,9 @@ if triton is not None:
         tl.store(grad_heard + n * C + c, acc)
 
     @triton.jit
-    def mix_back_sender_kernel(order, start, grad_pre, grad_sent, C: tl.constexpr):
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
+    def mix_back_sender_kernel(order, start, grad_pre, grad_sent, C: constexpr):
+        n, c, k, stop = one_node(start, C)
         acc = tl.zeros([C], tl.float32)
-        k = tl.load(start + n)
-        stop = tl.load(start + n + 1)
         while k < stop:
             acc += tl.load(grad_pre + tl.load(order + k) * C + c)
             k += 1
@@ -527,7 +500,7 @@ if triton is not None:
 
     @triton.jit
     def norm_kernel(
-        x, weight, bias, gamma, out, n_nodes, eps, L: tl.constexpr, C: tl.constexpr
+        x, weight, bias, gamma, out, n_nodes, eps, L: constexpr, C: constexpr
     ):
         n = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, C)
@@ -549,8 +522,8 @@ if triton is not None:
 
     @triton.jit
     def norm_back_kernel(
-        x, weight, gamma, grad, grad_x, grad_parameters, n_nodes, eps, L: tl.constexpr,
-        C: tl.constexpr,
+        x, weight, gamma, grad, grad_x, grad_parameters, n_nodes, eps, L: constexpr,
+        C: constexpr,
     ):
         n = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, C)
