@@ -9,8 +9,9 @@ checks:
 
 The result is data/results/gcmc/CHECK.json. Crystals and reference values can be packed into one
 file first, with which a check needs numpy, scipy, tqdm and numba only. Data that is not shipped is
-read from the folder that X3MAT_DATA names. The files zeolite-n2, zeolite-n2-all and zeolite-n2-cuda
-were written with insertions of one trial and chains that started empty and cold. The last is of
+read from the folder that X3MAT_DATA names. The files zeolite-n2, zeolite-n2-all, co2-n2-long and
+zeolite-n2-cuda were written with insertions of one trial and chains that started empty and cold;
+co2-n2-all lacks the means of its chains. The file zeolite-n2-cuda is of
 commit 9ce56f8, from outside a checkout of it: it lacks the equilibrated flags, what its provenance
 calls git is another commit, and it compares with labels of before that commit.
 
