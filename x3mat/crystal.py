@@ -166,10 +166,8 @@ def read_crystal(
     return crystal_from_arrays(*reader(text, path), symprec=symprec, name=name, source=path)
 
 
-def crystal_from_arrays(
-    lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray,
-    *, symprec: float = SYMPREC, name: str = "", source: object = None,
-) -> Crystal:
+def crystal_from_arrays(lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray, *,
+                        symprec: float = SYMPREC, name: str = "", source: object = None) -> Crystal:
     """Check a crystal and find its symmetry.
 
     Atoms and cell are moved, by about `symprec` at most, to where the operations found demand

@@ -27,14 +27,10 @@ import os
 from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor, nn
-
-try:
-    import triton
-    import triton.language as tl
-    from triton.language import constexpr
-except ImportError:  # no Triton for this platform: the plain layers serve
-    triton = None
+from triton.language import constexpr
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, slowly: for tests
 EDGES = 8  # of a program that works edge by edge
@@ -47,7 +43,7 @@ def usable(model, x: Tensor) -> bool:
     respect to positions, channels, heads and radial network as wide as a power of two."""
     widths = model.config.channels, model.config.heads, model.config.radial_hidden
     return (
-        triton is not None and (x.is_cuda or INTERPRETED) and x.dtype == torch.float32
+        (x.is_cuda or INTERPRETED) and x.dtype == torch.float32
         and not x.requires_grad and all(n & (n - 1) == 0 for n in widths) and widths[0] >= 16
     )
 
@@ -65,505 +61,513 @@ class Packed:
     start_src: Tensor  # (N + 1,) first of each sender in by_src
 
 
-if triton is not None:
-    # ------------------------------------------------------------------------- addresses
+# ------------------------------------------------------------------------- addresses
 
-    @triton.constexpr_function
-    def signed(m, negative):
-        return -m if negative else m
+@triton.constexpr_function
+def signed(m, negative):
+    return -m if negative else m
 
-    @triton.constexpr_function
-    def orders(l_, m_max):
-        """Largest order kept of degree l."""
-        return min(l_, m_max)
 
-    @triton.constexpr_function
-    def wigner_at(l_, m, m_max):
-        """Offset of row (l, m) of the packed Wigner matrices; (L + 1, −M) gives their size."""
-        before = sum((2 * k + 1) * (2 * min(k, m_max) + 1) for k in range(l_))
-        return before + (m + min(l_, m_max)) * (2 * l_ + 1)
+@triton.constexpr_function
+def orders(l_, m_max):
+    """Largest order kept of degree l."""
+    return min(l_, m_max)
 
-    @triton.constexpr_function
-    def row_at(l_, m, l_max):
-        """Place of row (l, m) where the rows are sorted by |m|."""
-        k = abs(m)
-        before = sum((2 if j else 1) * (l_max + 1 - j) for j in range(k))
-        return before + (l_max + 1 - k if m < 0 else 0) + l_ - k
 
-    @triton.constexpr_function
-    def radial_at(l_, m, l_max):
-        """Row of the radial weights of (l, ±m)."""
-        return sum(l_max + 1 - j for j in range(abs(m))) + l_ - abs(m)
+@triton.constexpr_function
+def wigner_at(l_, m, m_max):
+    """Offset of row (l, m) of the packed Wigner matrices; (L + 1, −M) gives their size."""
+    before = sum((2 * k + 1) * (2 * min(k, m_max) + 1) for k in range(l_))
+    return before + (m + min(l_, m_max)) * (2 * l_ + 1)
 
-    @triton.constexpr_function
-    def harmonic_scale(l_, m):
-        """√((2l + 1)(2 − δ_m0)(l − m)!/(l + m)!)."""
-        ratio = 1.0
-        for k in range(l_ - m + 1, l_ + m + 1):
-            ratio /= k
-        return ((2 * l_ + 1) * (2 if m else 1) * ratio) ** 0.5
 
-    @triton.constexpr_function
-    def double_factorial(m):
-        """(2m − 1)!!"""
-        value = 1.0
-        for k in range(1, 2 * m, 2):
-            value *= k
-        return value
+@triton.constexpr_function
+def row_at(l_, m, l_max):
+    """Place of row (l, m) where the rows are sorted by |m|."""
+    k = abs(m)
+    before = sum((2 if j else 1) * (l_max + 1 - j) for j in range(k))
+    return before + (l_max + 1 - k if m < 0 else 0) + l_ - k
 
-    @triton.jit
-    def edge_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr):
-        """Address of row (l, m) of edge e in the blocks."""
-        k: constexpr = m if m >= 0 else -m  # row_at(k, m, L): rows before the block of order m
-        return (row_at(k, m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
 
-    @triton.jit
-    def mixed_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr,
-                  width: constexpr):
-        """The same in the output of the first convolution, whose m = 0 block has the degrees
-        l ≥ 1, the scalars, the gates and the logits: ``width`` numbers in all."""
-        if m == 0:
-            return e * width + (l_ - 1) * C
-        return n_edges * width + edge_row(e, n_edges, l_, m, L, C) - n_edges * ((L + 1) * C)
+@triton.constexpr_function
+def radial_at(l_, m, l_max):
+    """Row of the radial weights of (l, ±m)."""
+    return sum(l_max + 1 - j for j in range(abs(m))) + l_ - abs(m)
 
-    @triton.jit
-    def some_edges(n_edges, C: constexpr, EDGES: constexpr):
-        """Edges of this program, which of them exist, channels (1, C), mask (EDGES, C)."""
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        c = tl.arange(0, C)[None, :]
-        return e, e < n_edges, c, (e < n_edges)[:, None] & (c < C)
 
-    @triton.jit
-    def one_node(start, C: constexpr):
-        """Node of this program, channels (C,), first edge and end of its edges."""
-        n = tl.program_id(0).to(tl.int64)
-        return n, tl.arange(0, C), tl.load(start + n), tl.load(start + n + 1)
+@triton.constexpr_function
+def harmonic_scale(l_, m):
+    """√((2l + 1)(2 − δ_m0)(l − m)!/(l + m)!)."""
+    ratio = 1.0
+    for k in range(l_ - m + 1, l_ + m + 1):
+        ratio /= k
+    return ((2 * l_ + 1) * (2 if m else 1) * ratio) ** 0.5
 
-    @triton.jit
-    def nothing(n: constexpr, C: constexpr):
-        rows = ()
-        for _ in tl.static_range(n):
-            rows = rows + (tl.zeros([C], tl.float32),)
-        return rows
 
-    @triton.jit
-    def messages(
-        h, offset, src, dst, e, live, n_nodes, l_: constexpr, C: constexpr
-    ):
-        """Rows of degree l of A x_j + B x_i, for edges (EDGES,)."""
-        c = tl.arange(0, C)[None, :]
-        mask = live[:, None] & (c < C)
-        j = tl.load(src + e, mask=live, other=0)[:, None]
-        i = tl.load(dst + e, mask=live, other=0)[:, None]
-        rows = ()
+@triton.constexpr_function
+def double_factorial(m):
+    """(2m − 1)!!"""
+    value = 1.0
+    for k in range(1, 2 * m, 2):
+        value *= k
+    return value
+
+
+@triton.jit
+def edge_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr):
+    """Address of row (l, m) of edge e in the blocks."""
+    k: constexpr = m if m >= 0 else -m  # row_at(k, m, L): rows before the block of order m
+    return (row_at(k, m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
+
+
+@triton.jit
+def mixed_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr,
+              width: constexpr):
+    """The same in the output of the first convolution, whose m = 0 block has the degrees
+    l ≥ 1, the scalars, the gates and the logits: ``width`` numbers in all."""
+    if m == 0:
+        return e * width + (l_ - 1) * C
+    return n_edges * width + edge_row(e, n_edges, l_, m, L, C) - n_edges * ((L + 1) * C)
+
+
+@triton.jit
+def some_edges(n_edges, C: constexpr, EDGES: constexpr):
+    """Edges of this program, which of them exist, channels (1, C), mask (EDGES, C)."""
+    e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+    c = tl.arange(0, C)[None, :]
+    return e, e < n_edges, c, (e < n_edges)[:, None] & (c < C)
+
+
+@triton.jit
+def one_node(start, C: constexpr):
+    """Node of this program, channels (C,), first edge and end of its edges."""
+    n = tl.program_id(0).to(tl.int64)
+    return n, tl.arange(0, C), tl.load(start + n), tl.load(start + n + 1)
+
+
+@triton.jit
+def nothing(n: constexpr, C: constexpr):
+    rows = ()
+    for _ in tl.static_range(n):
+        rows = rows + (tl.zeros([C], tl.float32),)
+    return rows
+
+
+@triton.jit
+def messages(h, offset, src, dst, e, live, n_nodes, l_: constexpr, C: constexpr):
+    """Rows of degree l of A x_j + B x_i, for edges (EDGES,)."""
+    c = tl.arange(0, C)[None, :]
+    mask = live[:, None] & (c < C)
+    j = tl.load(src + e, mask=live, other=0)[:, None]
+    i = tl.load(dst + e, mask=live, other=0)[:, None]
+    rows = ()
+    for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+        sent = tl.load(h + (s * n_nodes + j) * (2 * C) + c, mask=mask, other=0.0)
+        heard = tl.load(h + (s * n_nodes + i) * (2 * C) + C + c, mask=mask, other=0.0)
+        rows = rows + (sent + heard if l_ else sent + heard + tl.load(offset + c),)
+    return rows
+
+
+@triton.jit
+def turn(row, x, live, l_: constexpr):
+    """A row of D, at ``row``, times the rows x of degree l."""
+    total = tl.load(row, mask=live, other=0.0)[:, None] * x[0]
+    for s in tl.static_range(1, 2 * l_ + 1):
+        total += tl.load(row + s, mask=live, other=0.0)[:, None] * x[s]
+    return total
+
+
+@triton.jit
+def turned_back(acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, stored: constexpr,
+                C: constexpr):
+    """acc plus factor Dᵀ x of one edge, whose packed D begins at ``wigner``."""
+    c = tl.arange(0, C)
+    rows = ()
+    for l_ in tl.static_range(L + 1):
+        part = ()
         for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-            sent = tl.load(h + (s * n_nodes + j) * (2 * C) + c, mask=mask, other=0.0)
-            heard = tl.load(h + (s * n_nodes + i) * (2 * C) + C + c, mask=mask, other=0.0)
-            rows = rows + (sent + heard if l_ else sent + heard + tl.load(offset + c),)
-        return rows
+            part = part + (acc[s],)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            at = wigner + wigner_at(l_, m, stored)
+            g = factor * tl.load(x + edge_row(e, n_edges, l_, m, L, C) + c)
+            added = ()
+            for s in tl.static_range(2 * l_ + 1):
+                added = added + (part[s] + tl.load(at + s) * g,)
+            part = added
+        rows = rows + part
+    return rows
 
-    @triton.jit
-    def turn(row, x, live, l_: constexpr):
-        """A row of D, at ``row``, times the rows x of degree l."""
-        total = tl.load(row, mask=live, other=0.0)[:, None] * x[0]
-        for s in tl.static_range(1, 2 * l_ + 1):
-            total += tl.load(row + s, mask=live, other=0.0)[:, None] * x[s]
-        return total
+# --------------------------------------------------------------------------- kernels
+# h: (S, N, 2C), of_sender and of_receiver side by side. Letters as in model.py; n_edges,
+# n_nodes: E, N.
 
-    @triton.jit
-    def turned_back(
-        acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, stored: constexpr,
-        C: constexpr,
-    ):
-        """acc plus factor Dᵀ x of one edge, whose packed D begins at ``wigner``."""
-        c = tl.arange(0, C)
-        rows = ()
-        for l_ in tl.static_range(L + 1):
-            part = ()
-            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                part = part + (acc[s],)
-            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                at = wigner + wigner_at(l_, m, stored)
-                g = factor * tl.load(x + edge_row(e, n_edges, l_, m, L, C) + c)
-                added = ()
-                for s in tl.static_range(2 * l_ + 1):
-                    added = added + (part[s] + tl.load(at + s) * g,)
-                part = added
-            rows = rows + part
-        return rows
 
-    # --------------------------------------------------------------------------- kernels
-    # h: (S, N, 2C), of_sender and of_receiver side by side. Letters as in model.py; n_edges,
-    # n_nodes: E, N.
+@triton.jit
+def wigner_kernel(
+    frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
+    P: constexpr, LANES: constexpr, EDGES: constexpr,
+):
+    """Packed D: see :class:`x3mat.model.WignerMatrices`."""
+    size: constexpr = wigner_at(L + 1, -M, M)
+    e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+    live = e < n_edges
+    p = tl.arange(0, LANES)
+    x = tl.zeros([EDGES, LANES], tl.float32)
+    y, z = x, x
+    for i in tl.static_range(3):
+        point = tl.load(points + p * 3 + i, mask=p < P, other=0.0)[None, :]
+        x += tl.load(frames + e * 9 + 3 * i, mask=live, other=0.0)[:, None] * point
+        y += tl.load(frames + e * 9 + 3 * i + 1, mask=live, other=0.0)[:, None] * point
+        z += tl.load(frames + e * 9 + 3 * i + 2, mask=live, other=0.0)[:, None] * point
+    factor = tl.load(directed + e, mask=live, other=0.0)
+    square = x * x + y * y + z * z
+    cosine = tl.full([EDGES, LANES], 1.0, tl.float32)
+    sine = tl.zeros([EDGES, LANES], tl.float32)
+    for m in tl.static_range(L + 1):
+        before = tl.zeros([EDGES, LANES], tl.float32)
+        legendre = tl.full([EDGES, LANES], double_factorial(m), tl.float32)
+        for l_ in tl.static_range(m, L + 1):
+            for sign in tl.static_range(2 if m else 1):
+                value = harmonic_scale(l_, m) * legendre * (sine if sign else cosine)
+                for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                    row = inverse + row_at(l_, k, L) * P + p
+                    weight = tl.load(row, mask=p < P, other=0.0)[None, :]
+                    total = tl.sum(weight * value, axis=1)
+                    total = total * factor if l_ else total
+                    at = wigner_at(l_, k, M) + l_ + signed(m, sign)
+                    tl.store(wigner + e * size + at, total, mask=live)
+            after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
+            before, legendre = legendre, after
+        cosine, sine = z * cosine - x * sine, x * cosine + z * sine
 
-    @triton.jit
-    def wigner_kernel(
-        frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
-        P: constexpr, LANES: constexpr, EDGES: constexpr,
-    ):
-        """Packed D: see :class:`x3mat.model.WignerMatrices`."""
-        size: constexpr = wigner_at(L + 1, -M, M)
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        p = tl.arange(0, LANES)
-        x = tl.zeros([EDGES, LANES], tl.float32)
-        y, z = x, x
-        for i in tl.static_range(3):
-            point = tl.load(points + p * 3 + i, mask=p < P, other=0.0)[None, :]
-            x += tl.load(frames + e * 9 + 3 * i, mask=live, other=0.0)[:, None] * point
-            y += tl.load(frames + e * 9 + 3 * i + 1, mask=live, other=0.0)[:, None] * point
-            z += tl.load(frames + e * 9 + 3 * i + 2, mask=live, other=0.0)[:, None] * point
-        factor = tl.load(directed + e, mask=live, other=0.0)
-        square = x * x + y * y + z * z
-        cosine = tl.full([EDGES, LANES], 1.0, tl.float32)
-        sine = tl.zeros([EDGES, LANES], tl.float32)
-        for m in tl.static_range(L + 1):
-            before = tl.zeros([EDGES, LANES], tl.float32)
-            legendre = tl.full([EDGES, LANES], double_factorial(m), tl.float32)
-            for l_ in tl.static_range(m, L + 1):
-                for sign in tl.static_range(2 if m else 1):
-                    value = harmonic_scale(l_, m) * legendre * (sine if sign else cosine)
-                    for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                        row = inverse + row_at(l_, k, L) * P + p
-                        weight = tl.load(row, mask=p < P, other=0.0)[None, :]
-                        total = tl.sum(weight * value, axis=1)
-                        total = total * factor if l_ else total
-                        at = wigner_at(l_, k, M) + l_ + signed(m, sign)
-                        tl.store(wigner + e * size + at, total, mask=live)
-                after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
-                before, legendre = legendre, after
-            cosine, sine = z * cosine - x * sine, x * cosine + z * sine
 
-    @triton.jit
-    def rotate_kernel(
-        h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
-        M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr,
-    ):
-        """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
-        size: constexpr = wigner_at(L + 1, -stored, stored)
-        width: constexpr = radial_at(L + 1, M, L) * C
-        e, live, c, mask = some_edges(n_edges, C, EDGES)
-        for l_ in tl.static_range(L + 1):
-            x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
-            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
-                r = radial + e[:, None] * width + radial_at(l_, m, L) * C + c
-                to = out + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-                tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
+@triton.jit
+def rotate_kernel(
+    h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
+    M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr,
+):
+    """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
+    size: constexpr = wigner_at(L + 1, -stored, stored)
+    width: constexpr = radial_at(L + 1, M, L) * C
+    e, live, c, mask = some_edges(n_edges, C, EDGES)
+    for l_ in tl.static_range(L + 1):
+        x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
+            r = radial + e[:, None] * width + radial_at(l_, m, L) * C + c
+            to = out + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+            tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
 
-    @triton.jit
-    def rotate_back_kernel(
-        h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
-        L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
-        EDGES: constexpr,
-    ):
-        """Gradient of radial; grad ← grad ⊙ radial, the gradient of D (A x_j + B x_i)."""
-        size: constexpr = wigner_at(L + 1, -stored, stored)
-        width: constexpr = radial_at(L + 1, M, L) * C
-        e, live, c, mask = some_edges(n_edges, C, EDGES)
-        for l_ in tl.static_range(L + 1):
-            x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
-            for k in tl.static_range(orders(l_, M) + 1):
-                r_at = e[:, None] * width + radial_at(l_, k, L) * C + c
-                r = tl.load(radial + r_at, mask=mask, other=0.0)
-                total = tl.zeros([EDGES, C], tl.float32)
-                for sign in tl.static_range(2 if k else 1):
-                    row = wigner + e * size + wigner_at(l_, signed(k, sign), stored)
-                    to = grad + edge_row(e, n_edges, l_, signed(k, sign), L, C)[:, None] + c
-                    g = tl.load(to, mask=mask, other=0.0)
-                    total += turn(row, x, live, l_) * g
-                    tl.store(to, g * r, mask=mask)
-                tl.store(grad_radial + r_at, total, mask=mask)
 
-    @triton.jit
-    def turn_back_kernel(
-        order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
-        stored: constexpr, C: constexpr, SENDER: constexpr,
-    ):
-        """Σ Dᵀ x over the edges from a node, or to it."""
-        size: constexpr = wigner_at(L + 1, -stored, stored)
-        n, c, k, stop = one_node(start, C)
-        acc = nothing((L + 1) * (L + 1), C)
-        while k < stop:
-            e = tl.load(order + k) if SENDER else k
-            acc = turned_back(acc, wigner + e * size, x, e, n_edges, 1.0, L, M, stored, C)
-            k += 1
-        to = out + c if SENDER else out + C + c
-        for s in tl.static_range((L + 1) * (L + 1)):
-            tl.store(to + (s * n_nodes + n) * (2 * C), acc[s])
-
-    @triton.jit
-    def gate_kernel(
-        mixed, out, n_edges, width: constexpr, L: constexpr, M: constexpr,
-        C: constexpr, EDGES: constexpr,
-    ):
-        e, _, c, mask = some_edges(n_edges, C, EDGES)
-        e = e[:, None]
-        scalar = tl.load(mixed + e * width + L * C + c, mask=mask, other=0.0)
-        tl.store(out + edge_row(e, n_edges, 0, 0, L, C) + c, scalar * tl.sigmoid(scalar), mask=mask)
-        for l_ in tl.static_range(1, L + 1):
-            gate = tl.load(mixed + e * width + (L + l_) * C + c, mask=mask, other=0.0)
-            gate = tl.sigmoid(gate)
-            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                x = mixed + mixed_row(e, n_edges, l_, m, L, C, width) + c
-                to = out + edge_row(e, n_edges, l_, m, L, C) + c
-                tl.store(to, tl.load(x, mask=mask, other=0.0) * gate, mask=mask)
-
-    @triton.jit
-    def gate_back_kernel(
-        mixed, grad, grad_mixed, n_edges, width: constexpr, L: constexpr, M: constexpr,
-        C: constexpr, EDGES: constexpr,
-    ):
-        e, _, c, mask = some_edges(n_edges, C, EDGES)
-        e = e[:, None]
-        at = e * width + L * C + c
-        scalar = tl.load(mixed + at, mask=mask, other=0.0)
-        s = tl.sigmoid(scalar)
-        g = tl.load(grad + edge_row(e, n_edges, 0, 0, L, C) + c, mask=mask, other=0.0)
-        tl.store(grad_mixed + at, g * s * (1 + scalar * (1 - s)), mask=mask)
-        for l_ in tl.static_range(1, L + 1):
-            at = e * width + (L + l_) * C + c
-            gate = tl.sigmoid(tl.load(mixed + at, mask=mask, other=0.0))
+@triton.jit
+def rotate_back_kernel(
+    h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
+    L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
+    EDGES: constexpr,
+):
+    """Gradient of radial; grad ← grad ⊙ radial, the gradient of D (A x_j + B x_i)."""
+    size: constexpr = wigner_at(L + 1, -stored, stored)
+    width: constexpr = radial_at(L + 1, M, L) * C
+    e, live, c, mask = some_edges(n_edges, C, EDGES)
+    for l_ in tl.static_range(L + 1):
+        x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
+        for k in tl.static_range(orders(l_, M) + 1):
+            r_at = e[:, None] * width + radial_at(l_, k, L) * C + c
+            r = tl.load(radial + r_at, mask=mask, other=0.0)
             total = tl.zeros([EDGES, C], tl.float32)
-            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                row = mixed_row(e, n_edges, l_, m, L, C, width) + c
-                x = tl.load(mixed + row, mask=mask, other=0.0)
-                g = tl.load(grad + edge_row(e, n_edges, l_, m, L, C) + c, mask=mask, other=0.0)
-                total += g * x
-                tl.store(grad_mixed + row, g * gate, mask=mask)
-            tl.store(grad_mixed + at, total * gate * (1 - gate), mask=mask)
+            for sign in tl.static_range(2 if k else 1):
+                row = wigner + e * size + wigner_at(l_, signed(k, sign), stored)
+                to = grad + edge_row(e, n_edges, l_, signed(k, sign), L, C)[:, None] + c
+                g = tl.load(to, mask=mask, other=0.0)
+                total += turn(row, x, live, l_) * g
+                tl.store(to, g * r, mask=mask)
+            tl.store(grad_radial + r_at, total, mask=mask)
 
-    @triton.jit
-    def weigh_kernel(
-        mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
-        first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr,
-    ):
-        """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        head = tl.program_id(1)
-        a = tl.arange(0, A)
-        s = tl.load(mixed + (e * width + first + head * A)[:, None] + a[None, :],
-                    mask=live[:, None], other=0.0)
-        s = s - tl.sum(s, axis=1)[:, None] / A
-        s = s / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
-        t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
-        t = tl.where(t > 0, t, 0.2 * t) * tl.load(logit + head * A + a)[None, :]
-        weight = tl.exp(tl.sum(t, axis=1)) * tl.load(edge_weight + e, mask=live, other=0.0)
-        tl.store(out + e * H + head, weight, mask=live)
 
-    @triton.jit
-    def weigh_back_kernel(
-        mixed, weight, gain, bias, logit, grad, grad_mixed, grad_parameters, n_edges,
-        width: constexpr, first: constexpr, H: constexpr, A: constexpr,
-        EDGES: constexpr,
-    ):
-        e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-        live = e < n_edges
-        head = tl.program_id(1)
-        a = tl.arange(0, A)
-        at = (e * width + first + head * A)[:, None] + a[None, :]
-        s = tl.load(mixed + at, mask=live[:, None], other=0.0)
-        s = s - tl.sum(s, axis=1)[:, None] / A
-        inverse = 1 / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
-        s = s * inverse
-        t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
-        g = tl.load(grad + e * H + head, mask=live, other=0.0)
-        g = (g * tl.load(weight + e * H + head, mask=live, other=0.0))[:, None]
-        to = grad_parameters + (tl.program_id(0) * H + head) * (3 * A) + a
-        tl.store(to + 2 * A, tl.sum(g * tl.where(t > 0, t, 0.2 * t), axis=0))
-        g = g * tl.load(logit + head * A + a)[None, :] * tl.where(t > 0, 1.0, 0.2)
-        tl.store(to, tl.sum(g * s, axis=0))
-        tl.store(to + A, tl.sum(g, axis=0))
-        g = g * tl.load(gain + a)[None, :]
-        g = g - tl.sum(g, axis=1)[:, None] / A - s * (tl.sum(g * s, axis=1)[:, None] / A)
-        tl.store(grad_mixed + at, g * inverse, mask=live[:, None])
+@triton.jit
+def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
+                     stored: constexpr, C: constexpr, SENDER: constexpr):
+    """Σ Dᵀ x over the edges from a node, or to it."""
+    size: constexpr = wigner_at(L + 1, -stored, stored)
+    n, c, k, stop = one_node(start, C)
+    acc = nothing((L + 1) * (L + 1), C)
+    while k < stop:
+        e = tl.load(order + k) if SENDER else k
+        acc = turned_back(acc, wigner + e * size, x, e, n_edges, 1.0, L, M, stored, C)
+        k += 1
+    to = out + c if SENDER else out + C + c
+    for s in tl.static_range((L + 1) * (L + 1)):
+        tl.store(to + (s * n_nodes + n) * (2 * C), acc[s])
 
-    @triton.jit
-    def attend_kernel(
-        value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: constexpr,
-        L: constexpr, M: constexpr, stored: constexpr, C: constexpr, H: constexpr,
-    ):
-        """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
-        n, c, e, stop = one_node(start, C)
-        head = c // (C // H)
-        acc = nothing((L + 1) * (L + 1), C)
-        total = tl.full([C], 1.0, tl.float32)
-        while e < stop:
-            w = tl.load(weight + e * H + head)
-            total += w
-            acc = turned_back(acc, wigner + e * size, value, e, n_edges, w, L, M, stored, C)
-            e += 1
-        for s in tl.static_range((L + 1) * (L + 1)):
-            tl.store(out + (s * n_nodes + n) * C + c, acc[s] / total)
-        tl.store(inverse + n * H + head, 1 / total)
 
-    @triton.jit
-    def attend_back_kernel(
-        value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight, n_edges,
-        n_nodes, size: constexpr, L: constexpr, M: constexpr, stored: constexpr,
-        C: constexpr, H: constexpr, EDGES: constexpr,
-    ):
-        """``mean``: gradient times output of each head, (N, H)."""
-        e, live, c, mask = some_edges(n_edges, C, EDGES)
-        n = tl.load(dst + e, mask=live, other=0)[:, None]
-        head = c // (C // H)
-        scale = tl.load(inverse + n * H + head, mask=mask, other=0.0)
-        w = scale * tl.load(weight + e[:, None] * H + head, mask=mask, other=0.0)
-        change = tl.zeros([EDGES, C], tl.float32)
+@triton.jit
+def gate_kernel(mixed, out, n_edges, width: constexpr, L: constexpr, M: constexpr, C: constexpr,
+                EDGES: constexpr):
+    e, _, c, mask = some_edges(n_edges, C, EDGES)
+    e = e[:, None]
+    scalar = tl.load(mixed + e * width + L * C + c, mask=mask, other=0.0)
+    tl.store(out + edge_row(e, n_edges, 0, 0, L, C) + c, scalar * tl.sigmoid(scalar), mask=mask)
+    for l_ in tl.static_range(1, L + 1):
+        gate = tl.load(mixed + e * width + (L + l_) * C + c, mask=mask, other=0.0)
+        gate = tl.sigmoid(gate)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            x = mixed + mixed_row(e, n_edges, l_, m, L, C, width) + c
+            to = out + edge_row(e, n_edges, l_, m, L, C) + c
+            tl.store(to, tl.load(x, mask=mask, other=0.0) * gate, mask=mask)
+
+
+@triton.jit
+def gate_back_kernel(mixed, grad, grad_mixed, n_edges, width: constexpr, L: constexpr, M: constexpr,
+                     C: constexpr, EDGES: constexpr):
+    e, _, c, mask = some_edges(n_edges, C, EDGES)
+    e = e[:, None]
+    at = e * width + L * C + c
+    scalar = tl.load(mixed + at, mask=mask, other=0.0)
+    s = tl.sigmoid(scalar)
+    g = tl.load(grad + edge_row(e, n_edges, 0, 0, L, C) + c, mask=mask, other=0.0)
+    tl.store(grad_mixed + at, g * s * (1 + scalar * (1 - s)), mask=mask)
+    for l_ in tl.static_range(1, L + 1):
+        at = e * width + (L + l_) * C + c
+        gate = tl.sigmoid(tl.load(mixed + at, mask=mask, other=0.0))
+        total = tl.zeros([EDGES, C], tl.float32)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            row = mixed_row(e, n_edges, l_, m, L, C, width) + c
+            x = tl.load(mixed + row, mask=mask, other=0.0)
+            g = tl.load(grad + edge_row(e, n_edges, l_, m, L, C) + c, mask=mask, other=0.0)
+            total += g * x
+            tl.store(grad_mixed + row, g * gate, mask=mask)
+        tl.store(grad_mixed + at, total * gate * (1 - gate), mask=mask)
+
+
+@triton.jit
+def weigh_kernel(
+    mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
+    first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr,
+):
+    """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
+    e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+    live = e < n_edges
+    head = tl.program_id(1)
+    a = tl.arange(0, A)
+    s = tl.load(mixed + (e * width + first + head * A)[:, None] + a[None, :],
+                mask=live[:, None], other=0.0)
+    s = s - tl.sum(s, axis=1)[:, None] / A
+    s = s / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
+    t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
+    t = tl.where(t > 0, t, 0.2 * t) * tl.load(logit + head * A + a)[None, :]
+    weight = tl.exp(tl.sum(t, axis=1)) * tl.load(edge_weight + e, mask=live, other=0.0)
+    tl.store(out + e * H + head, weight, mask=live)
+
+
+@triton.jit
+def weigh_back_kernel(mixed, weight, gain, bias, logit, grad, grad_mixed, grad_parameters,
+                      n_edges, width: constexpr, first: constexpr, H: constexpr, A: constexpr,
+                      EDGES: constexpr):
+    e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+    live = e < n_edges
+    head = tl.program_id(1)
+    a = tl.arange(0, A)
+    at = (e * width + first + head * A)[:, None] + a[None, :]
+    s = tl.load(mixed + at, mask=live[:, None], other=0.0)
+    s = s - tl.sum(s, axis=1)[:, None] / A
+    inverse = 1 / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
+    s = s * inverse
+    t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
+    g = tl.load(grad + e * H + head, mask=live, other=0.0)
+    g = (g * tl.load(weight + e * H + head, mask=live, other=0.0))[:, None]
+    to = grad_parameters + (tl.program_id(0) * H + head) * (3 * A) + a
+    tl.store(to + 2 * A, tl.sum(g * tl.where(t > 0, t, 0.2 * t), axis=0))
+    g = g * tl.load(logit + head * A + a)[None, :] * tl.where(t > 0, 1.0, 0.2)
+    tl.store(to, tl.sum(g * s, axis=0))
+    tl.store(to + A, tl.sum(g, axis=0))
+    g = g * tl.load(gain + a)[None, :]
+    g = g - tl.sum(g, axis=1)[:, None] / A - s * (tl.sum(g * s, axis=1)[:, None] / A)
+    tl.store(grad_mixed + at, g * inverse, mask=live[:, None])
+
+
+@triton.jit
+def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: constexpr,
+                  L: constexpr, M: constexpr, stored: constexpr, C: constexpr, H: constexpr):
+    """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
+    n, c, e, stop = one_node(start, C)
+    head = c // (C // H)
+    acc = nothing((L + 1) * (L + 1), C)
+    total = tl.full([C], 1.0, tl.float32)
+    while e < stop:
+        w = tl.load(weight + e * H + head)
+        total += w
+        acc = turned_back(acc, wigner + e * size, value, e, n_edges, w, L, M, stored, C)
+        e += 1
+    for s in tl.static_range((L + 1) * (L + 1)):
+        tl.store(out + (s * n_nodes + n) * C + c, acc[s] / total)
+    tl.store(inverse + n * H + head, 1 / total)
+
+
+@triton.jit
+def attend_back_kernel(
+    value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight, n_edges,
+    n_nodes, size: constexpr, L: constexpr, M: constexpr, stored: constexpr,
+    C: constexpr, H: constexpr, EDGES: constexpr,
+):
+    """``mean``: gradient times output of each head, (N, H)."""
+    e, live, c, mask = some_edges(n_edges, C, EDGES)
+    n = tl.load(dst + e, mask=live, other=0)[:, None]
+    head = c // (C // H)
+    scale = tl.load(inverse + n * H + head, mask=mask, other=0.0)
+    w = scale * tl.load(weight + e[:, None] * H + head, mask=mask, other=0.0)
+    change = tl.zeros([EDGES, C], tl.float32)
+    for l_ in tl.static_range(L + 1):
+        g = ()
+        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            g = g + (tl.load(grad + (s * n_nodes + n) * C + c, mask=mask, other=0.0),)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            turned = turn(wigner + e * size + wigner_at(l_, m, stored), g, live, l_)
+            row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+            change += turned * tl.load(value + row, mask=mask, other=0.0)
+            tl.store(grad_value + row, turned * w, mask=mask)
+    change = tl.sum(tl.reshape(change, [EDGES, H, C // H]), axis=2)
+    a = tl.arange(0, H)[None, :]
+    mask = live[:, None] & (a < H)
+    change -= tl.load(mean + n * H + a, mask=mask, other=0.0)
+    change *= tl.load(inverse + n * H + a, mask=mask, other=0.0)
+    tl.store(grad_weight + e[:, None] * H + a, change, mask=mask)
+
+
+@triton.jit
+def embed_kernel(radial, harmonics, scalars, start, out, n_nodes, L: constexpr, C: constexpr):
+    """Scalars plus Σ_j Y radial."""
+    rows: constexpr = (L + 1) * (L + 1)
+    n, c, e, stop = one_node(start, C)
+    acc = (tl.load(scalars + n * C + c),) + nothing(rows - 1, C)
+    while e < stop:
+        new = ()
         for l_ in tl.static_range(L + 1):
-            g = ()
+            r = tl.load(radial + (e * (L + 1) + l_) * C + c)
             for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                g = g + (tl.load(grad + (s * n_nodes + n) * C + c, mask=mask, other=0.0),)
-            for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                turned = turn(wigner + e * size + wigner_at(l_, m, stored), g, live, l_)
-                row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-                change += turned * tl.load(value + row, mask=mask, other=0.0)
-                tl.store(grad_value + row, turned * w, mask=mask)
-        change = tl.sum(tl.reshape(change, [EDGES, H, C // H]), axis=2)
-        a = tl.arange(0, H)[None, :]
-        mask = live[:, None] & (a < H)
-        change -= tl.load(mean + n * H + a, mask=mask, other=0.0)
-        change *= tl.load(inverse + n * H + a, mask=mask, other=0.0)
-        tl.store(grad_weight + e[:, None] * H + a, change, mask=mask)
+                new = new + (acc[s] + tl.load(harmonics + e * rows + s) * r,)
+        acc = new
+        e += 1
+    for s in tl.static_range(rows):
+        tl.store(out + (s * n_nodes + n) * C + c, acc[s])
 
-    @triton.jit
-    def embed_kernel(
-        radial, harmonics, scalars, start, out, n_nodes, L: constexpr, C: constexpr
-    ):
-        """Scalars plus Σ_j Y radial."""
-        rows: constexpr = (L + 1) * (L + 1)
-        n, c, e, stop = one_node(start, C)
-        acc = (tl.load(scalars + n * C + c),) + nothing(rows - 1, C)
-        while e < stop:
-            new = ()
-            for l_ in tl.static_range(L + 1):
-                r = tl.load(radial + (e * (L + 1) + l_) * C + c)
-                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                    new = new + (acc[s] + tl.load(harmonics + e * rows + s) * r,)
-            acc = new
-            e += 1
-        for s in tl.static_range(rows):
-            tl.store(out + (s * n_nodes + n) * C + c, acc[s])
 
-    @triton.jit
-    def embed_back_kernel(
-        grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr, C: constexpr,
-        EDGES: constexpr,
-    ):
-        rows: constexpr = (L + 1) * (L + 1)
-        e, live, c, mask = some_edges(n_edges, C, EDGES)
-        n = tl.load(dst + e, mask=live, other=0)[:, None]
-        for l_ in tl.static_range(L + 1):
-            total = tl.zeros([EDGES, C], tl.float32)
-            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                y = tl.load(harmonics + e * rows + s, mask=live, other=0.0)[:, None]
-                at = (s * n_nodes + n) * C + c
-                total += y * tl.load(grad + at, mask=mask, other=0.0)
-            tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, total, mask=mask)
+@triton.jit
+def embed_back_kernel(grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr, C: constexpr,
+                      EDGES: constexpr):
+    rows: constexpr = (L + 1) * (L + 1)
+    e, live, c, mask = some_edges(n_edges, C, EDGES)
+    n = tl.load(dst + e, mask=live, other=0)[:, None]
+    for l_ in tl.static_range(L + 1):
+        total = tl.zeros([EDGES, C], tl.float32)
+        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            y = tl.load(harmonics + e * rows + s, mask=live, other=0.0)[:, None]
+            at = (s * n_nodes + n) * C + c
+            total += y * tl.load(grad + at, mask=mask, other=0.0)
+        tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, total, mask=mask)
 
-    @triton.jit
-    def mix_kernel(
-        pre, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: constexpr
-    ):
-        """pre ← pre + sent_j + heard_i; its SiLU."""
-        e, live, c, mask = some_edges(n_edges, C, EDGES)
-        at = e[:, None] * C + c
-        j = tl.load(src + e, mask=live, other=0)[:, None] * C + c
-        i = tl.load(dst + e, mask=live, other=0)[:, None] * C + c
-        x = tl.load(pre + at, mask=mask, other=0.0) + tl.load(sent + j, mask=mask, other=0.0)
-        x += tl.load(heard + i, mask=mask, other=0.0)
-        tl.store(pre + at, x, mask=mask)
-        tl.store(out + at, x * tl.sigmoid(x), mask=mask)
 
-    @triton.jit
-    def mix_back_receiver_kernel(pre, start, grad, grad_pre, grad_heard, C: constexpr):
-        n, c, e, stop = one_node(start, C)
-        acc = tl.zeros([C], tl.float32)
-        while e < stop:
-            x = tl.load(pre + e * C + c)
-            s = tl.sigmoid(x)
-            g = tl.load(grad + e * C + c) * s * (1 + x * (1 - s))
-            tl.store(grad_pre + e * C + c, g)
-            acc += g
-            e += 1
-        tl.store(grad_heard + n * C + c, acc)
+@triton.jit
+def mix_kernel(pre, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: constexpr):
+    """pre ← pre + sent_j + heard_i; its SiLU."""
+    e, live, c, mask = some_edges(n_edges, C, EDGES)
+    at = e[:, None] * C + c
+    j = tl.load(src + e, mask=live, other=0)[:, None] * C + c
+    i = tl.load(dst + e, mask=live, other=0)[:, None] * C + c
+    x = tl.load(pre + at, mask=mask, other=0.0) + tl.load(sent + j, mask=mask, other=0.0)
+    x += tl.load(heard + i, mask=mask, other=0.0)
+    tl.store(pre + at, x, mask=mask)
+    tl.store(out + at, x * tl.sigmoid(x), mask=mask)
 
-    @triton.jit
-    def mix_back_sender_kernel(order, start, grad_pre, grad_sent, C: constexpr):
-        n, c, k, stop = one_node(start, C)
-        acc = tl.zeros([C], tl.float32)
-        while k < stop:
-            acc += tl.load(grad_pre + tl.load(order + k) * C + c)
-            k += 1
-        tl.store(grad_sent + n * C + c, acc)
 
-    @triton.jit
-    def norm_kernel(
-        x, weight, bias, gamma, out, n_nodes, eps, L: constexpr, C: constexpr
-    ):
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
+@triton.jit
+def mix_back_receiver_kernel(pre, start, grad, grad_pre, grad_heard, C: constexpr):
+    n, c, e, stop = one_node(start, C)
+    acc = tl.zeros([C], tl.float32)
+    while e < stop:
+        x = tl.load(pre + e * C + c)
+        s = tl.sigmoid(x)
+        g = tl.load(grad + e * C + c) * s * (1 + x * (1 - s))
+        tl.store(grad_pre + e * C + c, g)
+        acc += g
+        e += 1
+    tl.store(grad_heard + n * C + c, acc)
+
+
+@triton.jit
+def mix_back_sender_kernel(order, start, grad_pre, grad_sent, C: constexpr):
+    n, c, k, stop = one_node(start, C)
+    acc = tl.zeros([C], tl.float32)
+    while k < stop:
+        acc += tl.load(grad_pre + tl.load(order + k) * C + c)
+        k += 1
+    tl.store(grad_sent + n * C + c, acc)
+
+
+@triton.jit
+def norm_kernel(x, weight, bias, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
+    n = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, C)
+    scalar = tl.load(x + n * C + c)
+    scalar = scalar - tl.sum(scalar) / C
+    scalar = scalar / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
+    tl.store(out + n * C + c, scalar * tl.load(weight + c) + tl.load(bias + c))
+    square = tl.zeros([C], tl.float32)
+    for l_ in tl.static_range(1, L + 1):
+        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            v = tl.load(x + (s * n_nodes + n) * C + c)
+            square += v * v / ((2 * l_ + 1) * L * C)
+    scale = 1 / tl.sqrt(tl.sum(square) + eps)
+    for l_ in tl.static_range(1, L + 1):
+        g = scale * tl.load(gamma + (l_ - 1) * C + c)
+        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            at = (s * n_nodes + n) * C + c
+            tl.store(out + at, tl.load(x + at) * g)
+
+
+@triton.jit
+def norm_back_kernel(
+    x, weight, gamma, grad, grad_x, grad_parameters, n_nodes, eps, L: constexpr,
+    C: constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, C)
+    acc = nothing(L + 2, C)  # weight, bias, gamma
+    while n < n_nodes:
         scalar = tl.load(x + n * C + c)
         scalar = scalar - tl.sum(scalar) / C
-        scalar = scalar / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
-        tl.store(out + n * C + c, scalar * tl.load(weight + c) + tl.load(bias + c))
+        inverse = 1 / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
+        scalar = scalar * inverse
+        g = tl.load(grad + n * C + c)
+        new = (acc[0] + g * scalar, acc[1] + g)
+        g = g * tl.load(weight + c)
+        g = g - tl.sum(g) / C - scalar * (tl.sum(g * scalar) / C)
+        tl.store(grad_x + n * C + c, g * inverse)
         square = tl.zeros([C], tl.float32)
+        product = tl.zeros([C], tl.float32)
+        sums = ()
         for l_ in tl.static_range(1, L + 1):
-            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                v = tl.load(x + (s * n_nodes + n) * C + c)
-                square += v * v / ((2 * l_ + 1) * L * C)
-        scale = 1 / tl.sqrt(tl.sum(square) + eps)
-        for l_ in tl.static_range(1, L + 1):
-            g = scale * tl.load(gamma + (l_ - 1) * C + c)
+            total = tl.zeros([C], tl.float32)
             for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
                 at = (s * n_nodes + n) * C + c
-                tl.store(out + at, tl.load(x + at) * g)
-
-    @triton.jit
-    def norm_back_kernel(
-        x, weight, gamma, grad, grad_x, grad_parameters, n_nodes, eps, L: constexpr,
-        C: constexpr,
-    ):
-        n = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, C)
-        acc = nothing(L + 2, C)  # weight, bias, gamma
-        while n < n_nodes:
-            scalar = tl.load(x + n * C + c)
-            scalar = scalar - tl.sum(scalar) / C
-            inverse = 1 / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
-            scalar = scalar * inverse
-            g = tl.load(grad + n * C + c)
-            new = (acc[0] + g * scalar, acc[1] + g)
-            g = g * tl.load(weight + c)
-            g = g - tl.sum(g) / C - scalar * (tl.sum(g * scalar) / C)
-            tl.store(grad_x + n * C + c, g * inverse)
-            square = tl.zeros([C], tl.float32)
-            product = tl.zeros([C], tl.float32)
-            sums = ()
-            for l_ in tl.static_range(1, L + 1):
-                total = tl.zeros([C], tl.float32)
-                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                    at = (s * n_nodes + n) * C + c
-                    v = tl.load(x + at)
-                    square += v * v / ((2 * l_ + 1) * L * C)
-                    total += v * tl.load(grad + at)
-                product += total * tl.load(gamma + (l_ - 1) * C + c)
-                sums = sums + (total,)
-            scale = 1 / tl.sqrt(tl.sum(square) + eps)
-            common = tl.sum(product) * scale * scale * scale / (L * C if L else 1)
-            for l_ in tl.static_range(1, L + 1):
-                new = new + (acc[l_ + 1] + sums[l_ - 1] * scale,)
-                r = scale * tl.load(gamma + (l_ - 1) * C + c)
-                for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                    at = (s * n_nodes + n) * C + c
-                    change = tl.load(grad + at) * r - tl.load(x + at) * (common / (2 * l_ + 1))
-                    tl.store(grad_x + at, change)
-            acc = new
-            n += tl.num_programs(0)
-        to = grad_parameters + tl.program_id(0) * ((L + 2) * C) + c
-        for k in tl.static_range(L + 2):
-            tl.store(to + k * C, acc[k])
+                v = tl.load(x + at)
+                square += v * v / ((2 * l_ + 1) * L * C)
+                total += v * tl.load(grad + at)
+            product += total * tl.load(gamma + (l_ - 1) * C + c)
+            sums = sums + (total,)
+        scale = 1 / tl.sqrt(tl.sum(square) + eps)
+        common = tl.sum(product) * scale * scale * scale / (L * C if L else 1)
+        for l_ in tl.static_range(1, L + 1):
+            new = new + (acc[l_ + 1] + sums[l_ - 1] * scale,)
+            r = scale * tl.load(gamma + (l_ - 1) * C + c)
+            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+                at = (s * n_nodes + n) * C + c
+                change = tl.load(grad + at) * r - tl.load(x + at) * (common / (2 * l_ + 1))
+                tl.store(grad_x + at, change)
+        acc = new
+        n += tl.num_programs(0)
+    to = grad_parameters + tl.program_id(0) * ((L + 2) * C) + c
+    for k in tl.static_range(L + 2):
+        tl.store(to + k * C, acc[k])
 
 
 # ------------------------------------------------------------------------ autograd functions
@@ -599,12 +603,10 @@ class Mix(torch.autograd.Function):
         (pre,), edges, c = ctx.saved_tensors, ctx.edges, grad.shape[1]
         grad_pre = torch.empty_like(pre)
         sent, heard = grad.new_empty(2, ctx.nodes, c)
-        mix_back_receiver_kernel[(ctx.nodes,)](
-            pre, edges.start, grad.contiguous(), grad_pre, heard, c, num_warps=_warps(c)
-        )
-        mix_back_sender_kernel[(ctx.nodes,)](
-            edges.by_src, edges.start_src, grad_pre, sent, c, num_warps=_warps(c)
-        )
+        mix_back_receiver_kernel[(ctx.nodes,)](pre, edges.start, grad.contiguous(), grad_pre, heard,
+                                               c, num_warps=_warps(c))
+        mix_back_sender_kernel[(ctx.nodes,)](edges.by_src, edges.start_src, grad_pre, sent, c,
+                                             num_warps=_warps(c))
         return grad_pre, sent, heard, None
 
 
@@ -651,9 +653,8 @@ class Norm(torch.autograd.Function):
         _, n, c = x.shape
         grad_x, programs = torch.empty_like(x), min(n, PROGRAMS)
         parts = x.new_empty(programs, l_max + 2, c)
-        norm_back_kernel[(programs,)](
-            x, weight, gamma, grad.contiguous(), grad_x, parts, n, eps, l_max, c, num_warps=1
-        )
+        norm_back_kernel[(programs,)](x, weight, gamma, grad.contiguous(), grad_x, parts, n, eps,
+                                      l_max, c, num_warps=1)
         parts = parts.sum(0)
         return grad_x, parts[0], parts[1], parts[2:] if l_max else None, None, None
 
@@ -678,9 +679,8 @@ class Embed(torch.autograd.Function):
         rows, n, c = grad.shape
         n_edges, l_max = len(harmonics), round(rows**0.5) - 1
         out = grad.new_empty(n_edges, (l_max + 1) * c)
-        embed_back_kernel[_programs(n_edges)](
-            grad, harmonics, ctx.edges.dst, out, n_edges, n, l_max, c, EDGES
-        )
+        embed_back_kernel[_programs(n_edges)](grad, harmonics, ctx.edges.dst, out, n_edges, n,
+                                              l_max, c, EDGES)
         return out, grad[0], None, None
 
 
@@ -739,18 +739,16 @@ class Attend(torch.autograd.Function):
         Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
         weight = h.new_empty(n_edges, s.heads)
         first = (1 + 2 * s.l_max) * s.channels
-        weigh_kernel[(*_programs(n_edges, 64), s.heads)](
-            mixed, edges.weight, gain, bias, logit, weight, n_edges, s.mixed, first, s.heads,
-            s.logits, 64,
-        )
+        weigh_kernel[(*_programs(n_edges, 64), s.heads)](mixed, edges.weight, gain, bias, logit,
+                                                         weight, n_edges, s.mixed, first, s.heads,
+                                                         s.logits, 64)
         gated, value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)
         out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
         inverse = h.new_empty(s.receivers, s.heads)
-        attend_kernel[(s.receivers,)](
-            value, weight, edges.start, edges.wigner, out, inverse, n_edges, s.receivers,
-            edges.wigner.shape[1], s.l_out, min(s.m_max, s.l_out), s.stored, s.channels, s.heads,
-            num_warps=_warps(s.channels),
-        )
+        attend_kernel[(s.receivers,)](value, weight, edges.start, edges.wigner, out, inverse,
+                                      n_edges, s.receivers, edges.wigner.shape[1], s.l_out,
+                                      min(s.m_max, s.l_out), s.stored, s.channels, s.heads,
+                                      num_warps=_warps(s.channels))
         kept = (radial, x, gated, value) if s.keep else ()
         ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters, *kept)
         ctx.edges, ctx.sizes = edges, sizes
@@ -766,10 +764,9 @@ class Attend(torch.autograd.Function):
         """First convolution's input."""
         n_edges, offset = len(edges.src), parameters[0]
         x = s.buffer(h, n_edges, s.l_max)
-        rotate_kernel[_programs(n_edges)](
-            h, offset, edges.src, edges.dst, edges.wigner, radial, x, n_edges, h.shape[1], s.l_max,
-            s.m_max, s.stored, s.channels, EDGES,
-        )
+        rotate_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner, radial, x,
+                                          n_edges, h.shape[1], s.l_max, s.m_max, s.stored,
+                                          s.channels, EDGES)
         return x
 
     @staticmethod
@@ -784,9 +781,8 @@ class Attend(torch.autograd.Function):
     def values(mixed, n_edges, s, weights, bias):
         """Gated features and the second convolution's output."""
         gated = s.buffer(mixed, n_edges, s.l_max)
-        gate_kernel[_programs(n_edges)](
-            mixed, gated, n_edges, s.mixed, s.l_max, s.m_max, s.channels, EDGES
-        )
+        gate_kernel[_programs(n_edges)](mixed, gated, n_edges, s.mixed, s.l_max, s.m_max,
+                                        s.channels, EDGES)
         value = s.buffer(mixed, n_edges, s.l_out)
         Attend.products(gated, value, n_edges, s, s.l_out, 0, weights, bias)
         return gated, value
@@ -807,56 +803,43 @@ class Attend(torch.autograd.Function):
         parameters, kept = (rest[:-4], rest[-4:]) if s.keep else (rest, None)
         offset, w_radial, _, _, bias_2, gain, bias, logit, *weights = parameters
         orders_, grad, n = s.m_max + 1, grad.contiguous(), h.shape[1]
-        gated, value = kept[2:] if kept else Attend.values(
-            mixed, n_edges, s, weights[orders_:], bias_2
-        )
+        gated, value = kept[2:] if kept else Attend.values(mixed, n_edges, s, weights[orders_:],
+                                                           bias_2)
         grad_value, grad_weight = torch.empty_like(value), torch.empty_like(weight)
         mean = (grad * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
         attend_back_kernel[_programs(n_edges)](
             value, weight, edges.dst, edges.wigner, inverse, mean, grad, grad_value, grad_weight,
             n_edges, s.receivers, edges.wigner.shape[1], s.l_out, min(s.m_max, s.l_out), s.stored,
-            s.channels, s.heads, EDGES,
-        )
+            s.channels, s.heads, EDGES)
         del value
-        grad_gated, second, grad_bias_2 = Attend.back(
-            gated, grad_value, n_edges, s, s.l_out, 0, weights[orders_:]
-        )
+        grad_gated, second, grad_bias_2 = Attend.back(gated, grad_value, n_edges, s, s.l_out, 0,
+                                                      weights[orders_:])
         del gated, grad_value
         grad_mixed = torch.empty_like(mixed)
-        gate_back_kernel[_programs(n_edges)](
-            mixed, grad_gated, grad_mixed, n_edges, s.mixed, s.l_max, s.m_max, s.channels, EDGES
-        )
+        gate_back_kernel[_programs(n_edges)](mixed, grad_gated, grad_mixed, n_edges, s.mixed,
+                                             s.l_max, s.m_max, s.channels, EDGES)
         del grad_gated
         grid = (*_programs(n_edges, 64), s.heads)
         parts = h.new_empty(*grid, 3, s.logits)
         first = (1 + 2 * s.l_max) * s.channels
-        weigh_back_kernel[grid](
-            mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts, n_edges, s.mixed,
-            first, s.heads, s.logits, 64,
-        )
+        weigh_back_kernel[grid](mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts,
+                                n_edges, s.mixed, first, s.heads, s.logits, 64)
         parts = parts.sum(0)
         radial = kept[0] if kept else Attend.radial(hidden, parameters)
         x = kept[1] if kept else Attend.rotate(h, radial, edges, s, parameters)
-        grad_x, first, grad_bias_1 = Attend.back(
-            x, grad_mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_]
-        )
+        grad_x, first, grad_bias_1 = Attend.back(x, grad_mixed, n_edges, s, s.l_max, s.mixed,
+                                                 weights[:orders_])
         del x, grad_mixed
         grad_h, grad_radial = torch.empty_like(h), torch.empty_like(radial)
         sizes = n_edges, n, s.l_max, s.m_max, s.stored, s.channels
-        rotate_back_kernel[_programs(n_edges)](
-            h, offset, edges.src, edges.dst, edges.wigner, radial, grad_x, grad_radial, *sizes,
-            EDGES,
-        )
+        rotate_back_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner,
+                                               radial, grad_x, grad_radial, *sizes, EDGES)
         for start, sender in ((edges.start, False), (edges.start_src, True)):
-            turn_back_kernel[(n,)](
-                edges.by_src, start, edges.wigner, grad_x, grad_h, *sizes, sender,
-                num_warps=_warps(s.channels),
-            )
-        return (
-            grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
-            grad_radial.T @ hidden, _column_sums(grad_radial), grad_bias_1, grad_bias_2,
-            parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second,
-        )
+            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, grad_h, *sizes,
+                                   sender, num_warps=_warps(s.channels))
+        return (grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
+                grad_radial.T @ hidden, _column_sums(grad_radial), grad_bias_1, grad_bias_2,
+                parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second)
 
 
 # ------------------------------------------------------------------------------- network
@@ -868,11 +851,9 @@ def geometry(model, graph) -> tuple:
     n_probe, module, m_max = len(graph.positions), model.wigner, model.config.m_max
     points, n_used = module.points.to(frames), len(frames)
     wigner = frames.new_empty(n_used, wigner_size(module.l_max, m_max))
-    wigner_kernel[_programs(n_used)](
-        frames.contiguous(), directed[:, -1].contiguous(), points, module.inverse.to(frames),
-        wigner, n_used, module.l_max, m_max, len(points), triton.next_power_of_2(len(points)),
-        EDGES,
-    )
+    wigner_kernel[_programs(n_used)](frames.contiguous(), directed[:, -1].contiguous(), points,
+                                     module.inverse.to(frames), wigner, n_used, module.l_max, m_max,
+                                     len(points), triton.next_power_of_2(len(points)), EDGES)
     n_nodes = len(edges.element)
     return (edges, pack(edges, n_nodes, wigner), pack(edges.first(n_probe), n_nodes, wigner),
             model.harmonics(edges, graph.n_windows))
@@ -882,10 +863,8 @@ def pack(edges, n_nodes: int, wigner: Tensor) -> Packed:
     """Edges with the offsets that sums without atomics need."""
     nodes = torch.arange(n_nodes + 1, device=edges.src.device)
     sorted_src, by_src = edges.src.sort(stable=True)
-    return Packed(
-        edges.src, edges.dst, edges.weight, wigner, torch.searchsorted(edges.dst, nodes),
-        by_src, torch.searchsorted(sorted_src, nodes),
-    )
+    return Packed(edges.src, edges.dst, edges.weight, wigner, torch.searchsorted(edges.dst, nodes),
+                  by_src, torch.searchsorted(sorted_src, nodes))
 
 
 def wigner_size(l_max: int, m_max: int) -> int:

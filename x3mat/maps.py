@@ -228,10 +228,8 @@ def interior(windows: Windows, probe_radius: float = PROBE_RADIUS) -> np.ndarray
 
 # ------------------------------------------------------------------------------- comparison
 
-def window_average(
-    density: np.ndarray, lattice: np.ndarray, points: np.ndarray, radius: float,
-    origin: float | np.ndarray = 0.5,
-) -> np.ndarray:
+def window_average(density: np.ndarray, lattice: np.ndarray, points: np.ndarray, radius: float,
+                   origin: float | np.ndarray = 0.5) -> np.ndarray:
     """Mean, (...), of a periodic density over a ball around each point.
 
     ρ̄(r) = ∫ ρ(r') w(r − r') dr' with w uniform in the ball, as a product of Fourier series:

@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -34,40 +35,20 @@ UNDIRECTED = 0.5  # Å; below this distance edges lose their direction
 
 @dataclass(frozen=True)
 class X3MatConfig:
-    """Hyper-parameters of :class:`X3Mat` and of the windows that it reads.
+    """Hyper-parameters of :class:`X3Mat` and of the windows that it reads."""
 
-    Attributes
-    ----------
-    l_max, m_max : int
-        Largest degree of the features, and largest order kept in the edge frame (m_max ≤ l_max).
-    channels, heads : int
-        Channels of each degree; attention heads (heads divides channels).
-    layers : int
-        Transformer blocks.
-    cutoff : float
-        Atoms closer than this are joined by an edge, Å.
-    radius, step : float
-        Window radius and largest grid spacing, Å.
-    radial_functions, radial_hidden : int
-        Gaussians in the radial basis; width of the radial network.
-    feed_forward : int
-        Channels inside the feed-forward layers.
-    outputs : int
-        Properties predicted together.
-    """
-
-    l_max: int = 2
-    m_max: int = 2
-    channels: int = 32
-    heads: int = 4
-    layers: int = 2
-    cutoff: float = 4.0
-    radius: float = 6.0
-    step: float = 2.0
-    radial_functions: int = 32
-    radial_hidden: int = 32
-    feed_forward: int = 64
-    outputs: int = 1
+    l_max: int = 2  # largest degree of the features
+    m_max: int = 2  # largest order kept in the edge frame, m_max ≤ l_max
+    channels: int = 32  # of each degree
+    heads: int = 4  # of the attention; divides channels
+    layers: int = 2  # transformer blocks
+    cutoff: float = 4.0  # Å; atoms closer than this are joined by an edge
+    radius: float = 6.0  # of the windows, Å
+    step: float = 2.0  # largest spacing of the grid of windows, Å
+    radial_functions: int = 32  # Gaussians in the radial basis
+    radial_hidden: int = 32  # width of the radial network
+    feed_forward: int = 64  # channels inside the feed-forward layers
+    outputs: int = 1  # properties predicted together
 
     def __post_init__(self):
         problems = [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)
@@ -213,12 +194,9 @@ def window_graph(
 
     Parameters
     ----------
-    positions : (A, 3)
-        Relative to the window's centre, Å.
-    species : (A,) int64
-        Atomic numbers.
-    ptr : (W + 1,) int64
-        Offsets of the windows.
+    positions : (A, 3); Relative to the window's centre, Å.
+    species : (A,) int64; Atomic numbers.
+    ptr : (W + 1,) int64; Offsets of the windows.
     cutoff, radius : float
         Å. Atoms on the window's surface, whose edges have no weight, send nothing.
 
@@ -337,10 +315,9 @@ class SO2Convolution(nn.Module):
     ):
         super().__init__()
         self.rows_out, self.channels, self.extra = rows_out, channels, extra
-        self.linear = nn.ModuleList(
-            nn.Linear(a * channels, b * channels + (0 if m else extra), bias=m == 0)
-            for m, (a, b) in enumerate(zip(rows_in, rows_out, strict=True))
-        )
+        self.linear = nn.ModuleList(nn.Linear(a * channels, b * channels + (0 if m else extra),
+                                    bias=m == 0) for m, (a, b) in enumerate(zip(rows_in, rows_out,
+                                    strict=True)))
 
     def forward(self, blocks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         out = [linear(x.flatten(2)) for linear, x in zip(self.linear, blocks, strict=True)]
@@ -358,9 +335,8 @@ class RadialNetwork(nn.Module):
         self.distance = nn.Linear(config.radial_functions, hidden)
         self.sender = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
         self.receiver = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
-        self.rest = nn.Sequential(
-            nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
-        )
+        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden,
+                                  outputs))
 
     def forward(self, edges: Edges) -> Tensor:
         return self.rest[-1](self.hidden(edges))
@@ -412,9 +388,7 @@ class Attention(nn.Module):
         back = torch.nonzero(kept < (l_out + 1) ** 2).squeeze(-1)
         self.register_buffer("back", back, persistent=False)
 
-    def forward(
-        self, sender: Tensor, receiver: Tensor, edges: Edges, wigner: Tensor
-    ) -> Tensor:
+    def forward(self, sender: Tensor, receiver: Tensor, edges: Edges, wigner: Tensor) -> Tensor:
         channels = sender.shape[-1]
         wigner = wigner[:, : sum((2 if m else 1) * n for m, n in enumerate(self.sizes))]
         x = self.of_sender(sender).index_select(0, edges.src)
@@ -422,9 +396,8 @@ class Attention(nn.Module):
         x = split_orders(wigner @ x, self.l_max, self.m_max)
         radial = self.radial(edges).unflatten(1, (-1, channels)).split(self.sizes, dim=1)
         x, extra = self.first([a * b[:, None] for a, b in zip(x, radial, strict=True)])
-        scalars, gates, logits = extra.split(
-            [channels, self.l_max * channels, self.n_logits], dim=1
-        )
+        scalars, gates, logits = extra.split([channels, self.l_max * channels, self.n_logits],
+                                             dim=1)
         gates = torch.sigmoid(gates).unflatten(1, (self.l_max, channels))[:, None]
         x[0] = torch.cat([nn.functional.silu(scalars)[:, None, None], x[0] * gates], dim=2)
         value, _ = self.second([x[0], *(b * gates[:, :, m:] for m, b in enumerate(x[1:]))])
@@ -480,9 +453,7 @@ class Block(nn.Module):
         self.norm_feed_forward = SphericalLayerNorm(l_out, config.channels)
         self.feed_forward = FeedForward(config, l_out)
 
-    def forward(
-        self, x: Tensor, receivers: slice, edges: Edges, wigner: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, receivers: slice, edges: Edges, wigner: Tensor) -> Tensor:
         """New features of the nodes ``receivers``, the first ones."""
         h = self.norm_attention(x)
         update = self.attention(h, h[receivers], edges, wigner)
@@ -499,8 +470,7 @@ class X3Mat(nn.Module):
 
     Attributes
     ----------
-    degree : (2,) buffer
-        Mean sum of edge weights at a probe and at an atom of the training set.
+    degree : (2,) buffer; Mean sum of edge weights at a probe and at an atom of the training set.
     shift, scale : (outputs,) buffers
         Mean and standard deviation of the training targets; y = shift + scale · network.
 
@@ -551,16 +521,12 @@ class X3Mat(nn.Module):
 
         Parameters
         ----------
-        positions : (A, 3)
-            Relative to the window's centre, Å.
-        species : (A,) int64
-            Atomic numbers.
-        ptr : (W + 1,) int64
-            Offsets of the windows.
+        positions : (A, 3); Relative to the window's centre, Å.
+        species : (A,) int64; Atomic numbers.
+        ptr : (W + 1,) int64; Offsets of the windows.
         """
-        return self.network(
-            window_graph(positions, species, ptr, self.config.cutoff, self.config.radius)
-        )
+        return self.network(window_graph(positions, species, ptr, self.config.cutoff,
+                            self.config.radius))
 
     def geometry(self, graph: WindowGraph) -> tuple:
         """What :meth:`network` reads of a graph and does not depend on the weights."""
@@ -590,7 +556,8 @@ class X3Mat(nn.Module):
     def _kernels(self, positions: Tensor):
         """:mod:`x3mat.kernels` where it can stand in for the plain layers. Imported when needed,
         since Triton takes long to import."""
-        if not positions.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if not (positions.is_cuda or interpreted) or not find_spec("triton"):
             return None
         from x3mat import kernels
 

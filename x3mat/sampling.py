@@ -96,10 +96,8 @@ class Windows:
         return values[self.orbit].reshape(*self.grid, *values.shape[1:])
 
 
-def sample_windows(
-    crystal: Crystal, radius: float = 6.0, step: float = 2.0, symmetry: bool = True,
-    grid: GridKind = "auto", refine: int = 1,
-) -> Windows:
+def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, symmetry: bool = True,
+                   grid: GridKind = "auto", refine: int = 1) -> Windows:
     """Cut a crystal into windows (paper, Fig. 1a-d and section "Equivariant graph ...").
 
     Parameters

@@ -509,13 +509,11 @@ def train(
         average = EMAWeightAveraging(decay=config.ema)
         kept = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
                                enable_version_counter=False)
-        trainer = L.Trainer(
-            accelerator=device, devices=devices, max_epochs=config.epochs,
-            gradient_clip_val=config.clip, reload_dataloaders_every_n_epochs=1,
-            check_val_every_n_epoch=min(check_every, config.epochs), num_sanity_val_steps=0,
-            callbacks=[average, kept], logger=False, enable_progress_bar=progress,
-            enable_model_summary=False,
-        )
+        trainer = L.Trainer(accelerator=device, devices=devices, max_epochs=config.epochs,
+                            gradient_clip_val=config.clip, reload_dataloaders_every_n_epochs=1,
+                            check_val_every_n_epoch=min(check_every, config.epochs),
+                            num_sanity_val_steps=0, callbacks=[average, kept], logger=False,
+                            enable_progress_bar=progress, enable_model_summary=False)
         last = folder / "last.ckpt"
         device_used = trainer.strategy.root_device
         precision = torch.get_float32_matmul_precision()
@@ -572,9 +570,8 @@ def _windows(application: str, radius: float, step: float, refine: int, name: st
     return sample_windows(APPLICATIONS[application].crystal(name), radius, step, refine=refine)
 
 
-def _evaluate_many(
-    application: Application, model: X3Mat, names: Sequence[str], folder: Path, progress: bool
-) -> np.ndarray:
+def _evaluate_many(application: Application, model: X3Mat, names: Sequence[str], folder: Path,
+                   progress: bool) -> np.ndarray:
     """:func:`evaluate` for thousands of crystals; what is known is kept in ``folder``, in a file
     that is named after the weights, so that it may be killed and called again."""
     weights = b"".join(v.cpu().numpy().tobytes() for v in model.state_dict().values())
@@ -684,9 +681,8 @@ def train_fold(
         command=f"x3mat train {application.name} --fold {fold} --seed {config.seed}"))
 
 
-def train_folds(
-    application: Application, plan: Sequence[tuple[int, TrainConfig]], jobs: int = 1, **options
-) -> list[dict]:
+def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]], jobs: int = 1,
+                **options) -> list[dict]:
     """Call :func:`train_fold` for several (fold, config), ``jobs`` at a time.
 
     Small networks leave most of a GPU, or of a processor with many cores, idle; several runs side

@@ -14,10 +14,8 @@ SIZE = (640, 420)  # pixels
 WINDOW, NEIGHBOUR, FAINT, CELL = "#1f77b4", "#d95f02", "#c8c8c8", "#555555"
 
 
-def cell_view(
-    crystal: Crystal, windows: Windows | None = None, center=None, radius: float = 6.0,
-    size: tuple[int, int] = SIZE,
-):
+def cell_view(crystal: Crystal, windows: Windows | None = None, center=None, radius: float = 6.0,
+              size: tuple[int, int] = SIZE):
     """The unit cell in 3-D, a py3Dmol.view, with grid points and the sphere of one window.
 
     Parameters
