@@ -97,8 +97,8 @@ def test_imports_of_the_package_are_declared():
     imported -= set(sys.stdlib_module_names) | {"x3mat", "__future__"}
     needed = {IMPORT_NAMES.get(r.name, r.name) for r in requirements()}
     optional = {
-        IMPORT_NAMES.get(r.name, r.name) for extra in ("zeolites", "mofs", "labels", "notebooks")
-        for r in requirements(extra)
+        IMPORT_NAMES.get(r.name, r.name)
+        for extra in ("zeolites", "mofs", "gpu", "labels", "notebooks") for r in requirements(extra)
     }  # fmt: skip
     assert imported - needed - optional == set()
     assert needed - imported == set()

@@ -382,7 +382,7 @@ def test_what_the_chapter_says_of_the_zeolites():
     table = pd.read_csv(paths.results("zeolite-n2") / "predictions.csv", index_col=0)
     labels = application("zeolite-n2").labels()
     worst = (table.predicted - table.label).abs().nlargest(12)
-    assert {"MTN", "MEP", "RWR", "PAR", "ACO", "CHI", "AEN", "CAS"} <= set(worst.index)
+    assert {"MTN", "MEP", "RWR", "PAR", "ATV", "CAN", "NPO"} <= set(worst.index)
     assert (table.predicted < table.label)[["MTN", "MEP"]].all()
     assert labels.interrupted.sum() == 16
     rows = results.read_json(paths.results("gcmc") / "zeolite-n2-all.json")["rows"]

@@ -40,32 +40,16 @@ _AMU_PER_A3 = 1.66053906892  # g/cm3; CODATA 2022 atomic mass constant
 
 @dataclass(frozen=True, eq=False)
 class Crystal:
-    """An ordered periodic crystal with its space group; all arrays are read-only.
+    """An ordered periodic crystal with its space group; all arrays are read-only."""
 
-    Attributes
-    ----------
-    lattice : (3, 3) float64; rows a, b, c in Å, right-handed
-    species : (N,) int64; atomic numbers, 1 to 100
-    frac_coords : (N, 3) float64; fractional coordinates in [0, 1)
-    rotations : (G, 3, 3) int64
-    translations : (G, 3) float64
-        Space-group operations of this cell, x' = R x + t in fractional coordinates; the pure
-        translations of a centred cell or a supercell are among them.
-    space_group : int; international number, 1 to 230
-    space_group_symbol : str; international short symbol
-    origin : (3,) float64
-        Fractional coordinates of the space group's standard origin (spglib's setting).
-    name : str
-    """
-
-    lattice: np.ndarray
-    species: np.ndarray
-    frac_coords: np.ndarray
-    rotations: np.ndarray
-    translations: np.ndarray
-    space_group: int
-    space_group_symbol: str
-    origin: np.ndarray
+    lattice: np.ndarray  # (3, 3) float64; rows a, b, c in Å, right-handed
+    species: np.ndarray  # (N,) int64; atomic numbers, 1 to 100
+    frac_coords: np.ndarray  # (N, 3) float64; fractional, in [0, 1)
+    rotations: np.ndarray  # (G, 3, 3) int64; space-group operations x' = R x + t of this cell,
+    translations: np.ndarray  # (G, 3) float64; pure translations of a supercell included
+    space_group: int  # international number, 1 to 230
+    space_group_symbol: str  # international short symbol
+    origin: np.ndarray  # (3,) float64; fractional, of the space group (spglib's setting)
     name: str = ""
 
     def __post_init__(self) -> None:

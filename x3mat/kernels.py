@@ -32,7 +32,6 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.language import constexpr
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, slowly: for tests
 EDGES = 8  # of a program that works edge by edge
 KEEP = float(os.environ.get("X3MAT_KEEP", "0.25"))  # of a card's memory, see keeps()
 PROGRAMS = 1024  # that share a sum over all nodes
@@ -43,8 +42,7 @@ def usable(model, x: Tensor) -> bool:
     respect to positions, channels, heads and radial network as wide as a power of two."""
     widths = model.config.channels, model.config.heads, model.config.radial_hidden
     return (
-        (x.is_cuda or INTERPRETED) and x.dtype == torch.float32
-        and not x.requires_grad and all(n & (n - 1) == 0 for n in widths) and widths[0] >= 16
+        x.dtype == torch.float32 and not x.requires_grad and all(n & (n - 1) == 0 for n in widths) and widths[0] >= 16
     )
 
 

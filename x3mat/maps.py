@@ -60,23 +60,14 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class SiteMap:
-    """Contributions over the unit cell of one crystal.
-
-    Attributes
-    ----------
-    crystal : Crystal
-    windows : Windows; of the map, whose grid may be finer than the model's own
-    prediction : Prediction; on the model's own grid, of which it is the mean
-    conditions, model : str
-    members : (M, W) float64; contribution of each window according to each member of the ensemble
-    """
+    """Contributions over the unit cell of one crystal."""
 
     crystal: Crystal
-    windows: Windows
-    prediction: Prediction
+    windows: Windows  # of the map, whose grid may be finer than the model's own
+    prediction: Prediction  # on the model's own grid, of which it is the mean
     conditions: str
     model: str
-    members: np.ndarray
+    members: np.ndarray  # (M, W) float64; contribution of each window by each member
 
     @property
     def values(self) -> np.ndarray:

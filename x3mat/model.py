@@ -464,10 +464,6 @@ class Block(nn.Module):
 class X3Mat(nn.Module):
     """Contribution y of each window to the property; a crystal's property is their mean.
 
-    Parameters
-    ----------
-    config : X3MatConfig
-
     Attributes
     ----------
     degree : (2,) buffer; Mean sum of edge weights at a probe and at an atom of the training set.

@@ -35,23 +35,12 @@ RANGES = {
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Models of one property that differ in training set (fold) or seed.
+    """Models of one property that differ in training set (fold) or seed."""
 
-    Attributes
-    ----------
-    name : str; of the model, file or folder that was loaded
-    members : tuple of X3Mat
-    about : tuple of dict
-        What each checkpoint says of itself: application, property, unit, conditions, fold, seed,
-        train (names of training crystals), domain (ranges of the training crystals).
-    workers : int
-        Members evaluated at the same time, each in a thread; best with one thread of torch.
-    """
-
-    name: str
+    name: str  # of the model, file or folder that was loaded
     members: tuple[X3Mat, ...]
-    about: tuple[dict, ...]
-    workers: int = 1
+    about: tuple[dict, ...]  # each checkpoint's application, unit, fold, training crystals, ranges
+    workers: int = 1  # members evaluated at the same time, each in a thread
 
     @property
     def domain(self) -> dict[str, list]:
@@ -101,29 +90,16 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted property of one crystal.
+    """A predicted property of one crystal."""
 
-    Attributes
-    ----------
-    name : str; of the crystal
-    property, unit : str
-    value : float; mean over the ensemble's members
-    std : float
-        Sample standard deviation over the members (their disagreement, which is only part of the
-        error); nan for a single model.
-    n_windows, n_orbits : int; grid points, and symmetry-inequivalent ones
-    warnings : tuple of str
-        Reasons to distrust the value: the crystal lies outside the domain of training.
-    """
-
-    name: str
+    name: str  # of the crystal
     property: str
     unit: str
-    value: float
-    std: float
-    n_windows: int
-    n_orbits: int
-    warnings: tuple[str, ...]
+    value: float  # mean over the ensemble's members
+    std: float  # sample standard deviation over the members, a part of the error; nan for one
+    n_windows: int  # grid points
+    n_orbits: int  # symmetry-inequivalent ones
+    warnings: tuple[str, ...]  # why to distrust the value: outside the domain of training
 
     def as_dict(self) -> dict:
         """Plain dictionary, in the order of the attributes."""

@@ -38,31 +38,18 @@ class Windows:
     """Windows of one crystal in one compact ragged (CSR) layout.
 
     Window w holds the atoms ``ptr[w]:ptr[w + 1]`` of ``positions`` and ``species``.
-
-    Attributes
-    ----------
-    centers : (W, 3) float64; fractional coordinates of the window centres
-    weights : (W,) int64
-        Multiplicities: how many grid points each window stands for; they sum to ``n_windows``.
-    ptr : (W + 1,) int64; offsets of the windows in the two arrays of atoms
-    positions : (A, 3) float64; atom positions relative to the window's centre, Å
-    species : (A,) int64; atomic numbers
-    grid : tuple of three int; grid points along a, b and c
-    orbit : (n1 * n2 * n3,) int64; for each grid point (C order) the window that stands for it
-    origin : (3,) float64; fractional coordinates of grid point (0, 0, 0)
-    radius, step : float; radius of the sphere and largest allowed grid spacing, Å
     """
 
-    centers: np.ndarray
-    weights: np.ndarray
-    ptr: np.ndarray
-    positions: np.ndarray
-    species: np.ndarray
-    grid: tuple[int, int, int]
-    orbit: np.ndarray
-    origin: np.ndarray
-    radius: float
-    step: float
+    centers: np.ndarray  # (W, 3) float64; fractional coordinates
+    weights: np.ndarray  # (W,) int64; multiplicities: grid points of each; sum to n_windows
+    ptr: np.ndarray  # (W + 1,) int64; offsets of the windows in the two arrays of atoms
+    positions: np.ndarray  # (A, 3) float64; relative to the window's centre, Å
+    species: np.ndarray  # (A,) int64; atomic numbers
+    grid: tuple[int, int, int]  # grid points along a, b and c
+    orbit: np.ndarray  # (n1 n2 n3,) int64; window that stands for each grid point (C order)
+    origin: np.ndarray  # (3,) float64; fractional coordinates of grid point (0, 0, 0)
+    radius: float  # of the sphere, Å
+    step: float  # largest allowed grid spacing, Å
 
     @property
     def n_windows(self) -> int:

@@ -1,0 +1,53 @@
+"""Fused kernels against the plain layers in float64: one line of JSON for each network.
+
+Run by test_kernels.py in a process of its own, since Triton decides when it is imported whether
+its kernels run on a GPU or, slowly, on the CPU.
+"""
+
+import json
+import sys
+
+import torch
+
+from x3mat.model import WindowGraph, X3Mat, X3MatConfig, window_graph
+
+
+def random_windows(counts: list[int], radius: float) -> tuple[torch.Tensor, ...]:
+    n = sum(counts)
+    positions = torch.nn.functional.normalize(torch.randn(n, 3, dtype=torch.float64), dim=1)
+    positions *= radius * torch.rand(n, 1, dtype=torch.float64) ** (1 / 3)
+    return positions, torch.randint(1, 20, (n,)), torch.tensor([0, *counts]).cumsum(0)
+
+
+def main(device: str) -> None:
+    sizes = [(2, 2, 2), (1, 1, 1), (0, 0, 2)] + [(4, 2, 3), (6, 2, 2)] * (device != "cpu")
+    for l_max, m_max, layers in sizes:
+        torch.manual_seed(l_max)
+        config = X3MatConfig(l_max=l_max, m_max=m_max, layers=layers, channels=16, cutoff=2.5,
+                             radius=3.0)
+        model = X3Mat(config).double().to(device)
+        for p in model.parameters():
+            if p.ndim == 1:  # biases begin at zero
+                p.data += 0.1 * torch.randn_like(p)
+        model.degree[:] = 4.0
+        exact = window_graph(*random_windows([9, 0, 1, 2, 12], 3.0), 2.5, 3.0)
+        parts = [getattr(exact, k).to(device)
+                 for k in ("positions", "species", "window", "src", "dst")]
+        exact = WindowGraph(*parts, exact.n_windows)
+        share = torch.randn(exact.n_windows, 1, dtype=torch.float64, device=device)
+        y = model.plain_network(exact, model.plain_geometry(exact))
+        (y * share).sum().backward()
+        expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+        model = model.float()
+        model.zero_grad()
+        graph = WindowGraph(parts[0].float(), *parts[1:], exact.n_windows)
+        assert model._kernels(graph.positions) is not None
+        z = model.network(graph)
+        (z * share.float()).sum().backward()
+        errors = {n: float((p.grad - expected[n]).norm() / expected[n].norm().clamp(min=1e-6))
+                  for n, p in model.named_parameters()}
+        print(json.dumps({"l_max": l_max, "output": float((z - y).abs().max() / y.abs().max()),
+                          "gradient": max(errors.values())}), flush=True)
+
+
+main(sys.argv[1])
