@@ -42,7 +42,8 @@ def usable(model, x: Tensor) -> bool:
     respect to positions, channels, heads and radial network as wide as a power of two."""
     widths = model.config.channels, model.config.heads, model.config.radial_hidden
     return (
-        x.dtype == torch.float32 and not x.requires_grad and all(n & (n - 1) == 0 for n in widths) and widths[0] >= 16
+        x.dtype == torch.float32 and not x.requires_grad and widths[0] >= 16
+        and all(n & (n - 1) == 0 for n in widths)
     )
 
 
