@@ -9,6 +9,8 @@ import bench
 import pytest
 import torch
 
+from x3mat import paths, results
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
@@ -107,3 +109,17 @@ def test_lack_of_memory_is_found_behind_other_errors():
     follow_up.__context__ = torch.OutOfMemoryError("full")
     assert bench._out_of_memory(follow_up)
     assert not bench._out_of_memory(RuntimeError("other"))
+
+
+def test_what_the_chapter_says_of_speed():
+    fused, cpu = (results.read_json(paths.results("bench") / f"{n}.json") for n in ("h100", "cpu"))
+    row = next(r for r in fused["comparison"] if (r["graphs"], r["lmax"]) == ("random", 4))
+    stated = {"ms_fwd": 0.073, "ms_fwd_bwd": 0.243, "ms_fwd_eager": 0.116, "ms_fwd_bwd_eager": 0.339}
+    assert {k: round(row[k], 3) for k in stated} == stated
+    assert (round(row["ratio_fwd"], 1), round(row["ratio_fwd_bwd"], 1)) == (7.0, 4.6)
+    step = next(c for c in fused["counts"]
+                if (c["model"], c["l_max"], c["pass"]) == ("x3mat", 4, "fwd+bwd"))
+    assert (round(step["gb_per_window"], 2), round(step["of_bandwidth"], 2)) == (0.56, 0.69)
+    assert round(step["ms_at_bandwidth"], 2) == 0.17
+    ratios = [r[k] for r in cpu["comparison"] for k in ("ratio_fwd", "ratio_fwd_bwd") if k in r]
+    assert (round(min(ratios), 1), round(max(ratios), 1)) == (1.3, 2.7)
