@@ -114,7 +114,8 @@ def test_lack_of_memory_is_found_behind_other_errors():
 def test_what_the_chapter_says_of_speed():
     fused, cpu = (results.read_json(paths.results("bench") / f"{n}.json") for n in ("h100", "cpu"))
     row = next(r for r in fused["comparison"] if (r["graphs"], r["lmax"]) == ("random", 4))
-    stated = {"ms_fwd": 0.073, "ms_fwd_bwd": 0.243, "ms_fwd_eager": 0.116, "ms_fwd_bwd_eager": 0.339}
+    stated = {"ms_fwd": 0.073, "ms_fwd_bwd": 0.243, "ms_fwd_eager": 0.116,
+              "ms_fwd_bwd_eager": 0.339}
     assert {k: round(row[k], 3) for k in stated} == stated
     assert (round(row["ratio_fwd"], 1), round(row["ratio_fwd_bwd"], 1)) == (7.0, 4.6)
     step = next(c for c in fused["counts"]
