@@ -50,4 +50,5 @@ def main(device: str) -> None:
                           "gradient": max(errors.values())}), flush=True)
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])
