@@ -13,7 +13,7 @@ Here an attention layer is four fused steps between the matrix products, which c
 No sum needs an atomic addition: edges are sorted by receiver, and a permutation sorts them by
 sender. For the backward pass a layer keeps about five numbers for each row and channel of an edge;
 where all layers together would fill more than a share of the card (``X3MAT_KEEP``, 0.25), it keeps
-one and computes the others again, which takes about a tenth longer.
+one and computes the others again.
 
 Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
 shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the
@@ -689,7 +689,7 @@ class Sizes:
 
     l_max: int
     l_out: int
-    m_max: int
+    m_max: int  # at most l_out
     stored: int  # m_max of the packed Wigner matrices
     channels: int
     heads: int
@@ -698,14 +698,19 @@ class Sizes:
     keep: bool  # intermediate results for the backward pass, instead of computing them again
 
     @property
+    def first_logit(self) -> int:
+        """Numbers of an edge in front of the logits: degrees l ≥ 1, scalars and gates."""
+        return (1 + 2 * self.l_max) * self.channels
+
+    @property
     def mixed(self) -> int:
         """Numbers of an edge in the m = 0 block that the first convolution gives."""
-        return (1 + 2 * self.l_max) * self.channels + self.heads * self.logits
+        return self.first_logit + self.heads * self.logits
 
     def blocks(self, x: Tensor, n_edges: int, l_max: int, width: int = 0) -> list[Tensor]:
         """The block of each order of a flat buffer, as a matrix; ``width`` of that of m = 0."""
         c, out, at = self.channels, [], 0
-        for m in range(min(self.m_max, l_max) + 1):
+        for m in range(self.m_max + 1):
             rows, columns = n_edges * (2 if m else 1), (l_max + 1 - m) * c
             columns = columns if m or not width else width
             out.append(x[at : at + rows * columns].view(rows, columns))
@@ -714,7 +719,7 @@ class Sizes:
 
     def buffer(self, like: Tensor, n_edges: int, l_max: int, width: int = 0) -> Tensor:
         c = self.channels
-        rest = sum(2 * (l_max + 1 - m) * c for m in range(1, min(self.m_max, l_max) + 1))
+        rest = sum(2 * (l_max + 1 - m) * c for m in range(1, self.m_max + 1))
         return like.new_empty(n_edges * ((width or (l_max + 1) * c) + rest))
 
 
@@ -737,16 +742,15 @@ class Attend(torch.autograd.Function):
         x = Attend.rotate(h, radial, edges, s, parameters)
         Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
         weight = h.new_empty(n_edges, s.heads)
-        first = (1 + 2 * s.l_max) * s.channels
-        weigh_kernel[(*_programs(n_edges, 64), s.heads)](mixed, edges.weight, gain, bias, logit,
-                                                         weight, n_edges, s.mixed, first, s.heads,
-                                                         s.logits, 64)
+        weigh_kernel[(*_programs(n_edges, 64), s.heads)](
+            mixed, edges.weight, gain, bias, logit, weight, n_edges, s.mixed, s.first_logit,
+            s.heads, s.logits, 64)
         gated, value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)
         out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
         inverse = h.new_empty(s.receivers, s.heads)
         attend_kernel[(s.receivers,)](value, weight, edges.start, edges.wigner, out, inverse,
                                       n_edges, s.receivers, edges.wigner.shape[1], s.l_out,
-                                      min(s.m_max, s.l_out), s.stored, s.channels, s.heads,
+                                      s.m_max, s.stored, s.channels, s.heads,
                                       num_warps=_warps(s.channels))
         kept = (radial, x, gated, value) if s.keep else ()
         ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters, *kept)
@@ -808,7 +812,7 @@ class Attend(torch.autograd.Function):
         mean = (grad * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
         attend_back_kernel[_programs(n_edges)](
             value, weight, edges.dst, edges.wigner, inverse, mean, grad, grad_value, grad_weight,
-            n_edges, s.receivers, edges.wigner.shape[1], s.l_out, min(s.m_max, s.l_out), s.stored,
+            n_edges, s.receivers, edges.wigner.shape[1], s.l_out, s.m_max, s.stored,
             s.channels, s.heads, EDGES)
         del value
         grad_gated, second, grad_bias_2 = Attend.back(gated, grad_value, n_edges, s, s.l_out, 0,
@@ -820,9 +824,8 @@ class Attend(torch.autograd.Function):
         del grad_gated
         grid = (*_programs(n_edges, 64), s.heads)
         parts = h.new_empty(*grid, 3, s.logits)
-        first = (1 + 2 * s.l_max) * s.channels
         weigh_back_kernel[grid](mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts,
-                                n_edges, s.mixed, first, s.heads, s.logits, 64)
+                                n_edges, s.mixed, s.first_logit, s.heads, s.logits, 64)
         parts = parts.sum(0)
         radial = kept[0] if kept else Attend.radial(hidden, parameters)
         x = kept[1] if kept else Attend.rotate(h, radial, edges, s, parameters)
@@ -849,7 +852,7 @@ def geometry(model, graph) -> tuple:
     edges, frames, directed = model.frames(graph)
     n_probe, module, m_max = len(graph.positions), model.wigner, model.config.m_max
     points, n_used = module.points.to(frames), len(frames)
-    wigner = frames.new_empty(n_used, wigner_size(module.l_max, m_max))
+    wigner = frames.new_empty(n_used, wigner_at(module.l_max + 1, -m_max, m_max))
     wigner_kernel[_programs(n_used)](frames.contiguous(), directed[:, -1].contiguous(), points,
                                      module.inverse.to(frames), wigner, n_used, module.l_max, m_max,
                                      len(points), triton.next_power_of_2(len(points)), EDGES)
@@ -864,11 +867,6 @@ def pack(edges, n_nodes: int, wigner: Tensor) -> Packed:
     sorted_src, by_src = edges.src.sort(stable=True)
     return Packed(edges.src, edges.dst, edges.weight, wigner, torch.searchsorted(edges.dst, nodes),
                   by_src, torch.searchsorted(sorted_src, nodes))
-
-
-def wigner_size(l_max: int, m_max: int) -> int:
-    """Elements of the Wigner matrices of an edge that are not zero by symmetry."""
-    return sum((2 * k + 1) * (2 * min(k, m_max) + 1) for k in range(l_max + 1))
 
 
 def network(model, graph, geometry: tuple) -> Tensor:
