@@ -163,7 +163,7 @@ def crystal_from_arrays(lattice: np.ndarray, species: np.ndarray, frac_coords: n
     ----------
     lattice : (3, 3) array; rows a, b, c in Å
     species, frac_coords : (N,), (N, 3) array; atomic numbers and fractional coordinates
-    symprec : float; tolerance at which spglib looks for symmetry, Å
+    symprec : float; tolerance at which spglib looks for symmetry, Å; 0 for no search (P1)
     name : str
     source : object, optional; what error messages call the crystal; default its name
 
@@ -273,7 +273,8 @@ def _with_symmetry(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(Exception):  # no group found; the type depends on the version
-            found = spglib.get_symmetry_dataset((lattice, frac_coords, species), symprec=symprec)
+            if symprec > 0:
+                found = spglib.get_symmetry_dataset((lattice, frac_coords, species), symprec)
     if found is not None and len(found.rotations) > 1:
         rotations = np.array(found.rotations, dtype=np.int64)
         translations = _wrap(np.array(found.translations))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from x3mat import paths, results
-from x3mat.crystal import Crystal, crystal_from_arrays, parse_cif
+from x3mat.crystal import SYMPREC, Crystal, crystal_from_arrays, parse_cif
 from x3mat.errors import CrystalError, DataError
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def core_mof_table(subset: Subset = "ASR") -> dict[str, dict[str, str]]:
         return {row["filename"]: row for row in csv.DictReader(file)}
 
 
-def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
-    """A crystal of CoRE MOF 2019.
+def core_mof(name: str, subset: Subset = "ASR", symprec: float = SYMPREC) -> Crystal:
+    """A crystal of CoRE MOF 2019; ``symprec`` as for :func:`x3mat.crystal.crystal_from_arrays`.
 
     The first few crystals are taken straight from the archive, which takes seconds. Whoever wants
     more has the whole archive read (about a minute) into a compact file in the user's cache
@@ -123,18 +123,18 @@ def core_mof(name: str, subset: Subset = "ASR") -> Crystal:
         table = _core_mof_arrays(subset)
     if cause := str(table["cause"][table["index"][name]]):
         raise CrystalError(name, cause, "Restore the CIF.")
-    return _crystal_of(table, name, "species", "frac_coords")
+    return _crystal_of(table, name, "species", "frac_coords", symprec)
 
 
-def qmof(name: str) -> Crystal:
-    """A relaxed crystal of QMOF, for example ``qmof-a2d95c3`` (MOF-5).
+def qmof(name: str, symprec: float = SYMPREC) -> Crystal:
+    """A relaxed crystal of QMOF, for example ``qmof-a2d95c3`` (MOF-5); ``symprec`` as above.
 
     Raises a DataError if the name is unknown or the file is missing.
     """
     table = _qmof_arrays()
     if name not in table["index"]:
         raise _unknown(name, name, table["index"], "QMOF name")
-    return _crystal_of(table, name, "Z", "frac")
+    return _crystal_of(table, name, "Z", "frac", symprec)
 
 
 @cache
@@ -147,12 +147,14 @@ def qmof_table() -> pd.DataFrame:
                         index=pd.Index(table["id"], name="name"))
 
 
-def _crystal_of(table: dict, name: str, species: str, frac_coords: str) -> Crystal:
+def _crystal_of(
+    table: dict, name: str, species: str, frac_coords: str, symprec: float
+) -> Crystal:
     """A crystal of flat arrays, two of which are called `species` and `frac_coords`."""
     i = table["index"][name]
     atoms = slice(table["ptr"][i], table["ptr"][i + 1])
     return crystal_from_arrays(table["lattice"][i], table[species][atoms].astype(np.int64),
-                               table[frac_coords][atoms], name=name)
+                               table[frac_coords][atoms], symprec=symprec, name=name)
 
 
 def _indexed(path: Path, names: str) -> dict:

@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
@@ -41,7 +42,7 @@ from x3mat.applications import APPLICATIONS, Application
 from x3mat.crystal import Crystal
 from x3mat.descriptors import describe
 from x3mat.errors import DataError
-from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint, window_graph
+from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint
 from x3mat.sampling import Windows, cut_spheres, sample_windows
 
 #: Inverse powers of the root g of g⁴ = g + 1 (see :class:`DrawnWindows`).
@@ -217,20 +218,20 @@ class Item(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def find_pairs(windows: Windows, cutoff: float, max_atoms: int = 20_000) -> Pairs:
-    """The pairs of :func:`x3mat.model.window_graph`, found once instead of in every epoch."""
-    src, dst, counts = [], [], []
-    for a, b in chunks(windows.ptr, max_atoms):
-        first, ptr = windows.ptr[a], torch.as_tensor(windows.ptr[a : b + 1] - windows.ptr[a])
-        atoms = slice(first, windows.ptr[b])
-        graph = window_graph(torch.as_tensor(windows.positions[atoms]),
-                             torch.as_tensor(windows.species[atoms]), ptr, cutoff, windows.radius)
-        start = ptr[graph.window]
-        src.append((graph.src - start[graph.src]).int().numpy())
-        dst.append((graph.dst - start[graph.dst]).int().numpy())
-        counts.append(torch.bincount(graph.window[graph.dst], minlength=b - a).numpy())
-    ptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    return Pairs(ptr, np.concatenate(src), np.concatenate(dst))
+def find_pairs(windows: Windows, cutoff: float) -> Pairs:
+    """The pairs of :func:`x3mat.model.window_graph`, by a search tree, for many epochs."""
+    window = np.repeat(np.arange(windows.n_orbits), windows.atoms_per_window)
+    apart = np.zeros((len(window), 3))
+    apart[:, 0] = window * (2 * windows.radius + 2 * cutoff)
+    found = cKDTree(windows.positions + apart).query_pairs(cutoff, output_type="ndarray")
+    src, dst = np.concatenate([found, found[:, ::-1]]).T
+    sends = (windows.positions**2).sum(1) < windows.radius**2
+    src, dst = src[sends[src]], dst[sends[src]]
+    order = np.lexsort((src, dst))
+    src, dst = src[order], dst[order]
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(window[dst], minlength=windows.n_orbits))])
+    first = windows.ptr[window[dst]]
+    return Pairs(ptr, (src - first).astype(np.int32), (dst - first).astype(np.int32))
 
 
 @dataclass(eq=False, repr=False)
@@ -551,7 +552,8 @@ def crystals_of(
     targets = application.labels().loc[list(names), list(application.columns)].to_numpy(float)
     if application.drawn:
         number = config.windows_per_crystal if training else CHECKED_WINDOWS
-        return DrawnWindows(names, application.crystal, targets, config.model, number, config.seed)
+        crystal = partial(application.crystal, symprec=0.0)  # the points drawn have no orbits
+        return DrawnWindows(names, crystal, targets, config.model, number, config.seed)
     refine = config.refine if training else 1
     windows = application_windows(application, names, config.model, refine)
     draw = (config.windows_per_crystal, refine, config.seed) if training else ()
