@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -244,19 +246,22 @@ def periodic_images(
     the first N are the atoms themselves.
     """
     pad = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0)
-    atoms, images = np.arange(len(frac_coords)), frac_coords
-    for axis in range(3):
-        parts_a, parts_x = [atoms], [images]
-        for k in range(1, int(np.ceil(pad[axis])) + 1):
-            for shift in (-k, k):
-                moved = images[:, axis] + shift
-                keep = (moved >= -pad[axis]) & (moved <= 1 + pad[axis])
-                part = images[keep].copy()
-                part[:, axis] = moved[keep]
-                parts_a.append(atoms[keep])
-                parts_x.append(part)
-        atoms, images = np.concatenate(parts_a), np.concatenate(parts_x)
-    return atoms, images @ lattice
+    atoms, images = images_in_box(frac_coords, -pad, 1 + pad)
+    order = np.argsort((np.floor(images) != 0).any(axis=1), kind="stable")
+    return atoms[order], images[order] @ lattice
+
+
+def images_in_box(
+    frac_coords: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Periodic images of atoms, (N, 3) in [0, 1), between two corners, (3,), all fractional.
+
+    Returns which atom each image belongs to, (M,) int64, and its coordinates, (M, 3).
+    """
+    cells = (range(math.floor(a), math.floor(b) + 1) for a, b in zip(low, high, strict=True))
+    images = (np.array(list(product(*cells)))[:, None] + frac_coords).reshape(-1, 3)
+    near = np.flatnonzero(((images >= low) & (images <= high)).all(axis=1))
+    return near % len(frac_coords), images[near]
 
 
 def _wrap(frac_coords: np.ndarray) -> np.ndarray:
@@ -411,15 +416,11 @@ def _check_sites(sites: list[tuple[str, float, int]], source: object) -> None:
 
 def _lattice_of(cell: list[float], source: object) -> np.ndarray:
     """Rows a, b, c from lengths and angles, a along x and b in the xy plane."""
-    lengths, (ca, cb, cg) = np.array(cell[:3]), np.cos(np.radians(cell[3:]))
-    sg2 = 1 - cg * cg
-    square = 1 + 2 * ca * cb * cg - ca * ca - cb * cb - cg * cg
-    if not (np.isfinite(cell).all() and sg2 > 0 and square > 0):
+    a, b, c = np.cos(np.radians(cell[3:]))
+    if not (np.isfinite(cell).all() and 1 + 2 * a * b * c > a * a + b * b + c * c):
         raise CrystalError(source, f"cell lengths and angles {cell} make no cell",
                            "Complete _cell_length_a ... _cell_angle_gamma.")
-    sg = np.sqrt(sg2)
-    unit = [[1, 0, 0], [cg, sg, 0], [cb, (ca - cb * cg) / sg, np.sqrt(square) / sg]]
-    return np.where(np.abs(unit) < 1e-15, 0.0, unit) * lengths[:, None]
+    return np.array(gemmi.UnitCell(*cell).orth.mat.tolist()).T
 
 
 def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.ndarray, np.ndarray]:
@@ -472,20 +473,18 @@ def _from_structure(structure: object, source: object) -> tuple:
 
 
 def _from_poscar(text: str, source: object) -> tuple:
-    from pymatgen.io.vasp import Poscar
-
-    remedy = "Restore it (VASP 5 format); it may be truncated."
-    with warnings.catch_warnings(), _refusing("POSCAR with element symbols", source, remedy):
-        warnings.simplefilter("error", UserWarning)  # "Elements in POSCAR cannot be determined"
-        structure = Poscar.from_str(text).structure
-    return _from_structure(structure, source)
+    return _from_ase(text, source, "vasp", "POSCAR with element symbols")
 
 
 def _from_extxyz(text: str, source: object) -> tuple:
+    return _from_ase(text, source, "extxyz", "extxyz file")
+
+
+def _from_ase(text: str, source: object, kind: str, described: str) -> tuple:
     from ase.io import read
 
-    with _refusing("extxyz file", source):
-        atoms = read(io.StringIO(text), index=0, format="extxyz")
+    with _refusing(described, source):
+        atoms = read(io.StringIO(text), index=0, format=kind)
         lattice, numbers, xyz = atoms.cell.array, atoms.numbers, atoms.positions
     if not atoms.pbc.all():
         raise CrystalError(source, "it is not periodic in three directions",

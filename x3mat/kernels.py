@@ -285,8 +285,9 @@ def rotate_back_kernel(
 
 @triton.jit
 def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
-                     stored: constexpr, C: constexpr, SENDER: constexpr):
-    """Σ Dᵀ x over the edges from a node, or to it."""
+                     stored: constexpr, C: constexpr, SENDER: constexpr, width: constexpr):
+    """Σ Dᵀ x over the edges from a node, or to it; ``width``: numbers between rows of the output.
+    """
     size: constexpr = wigner_at(L + 1, -stored, stored)
     n, c, k, stop = one_node(start, C)
     acc = nothing((L + 1) * (L + 1), C)
@@ -294,9 +295,8 @@ def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexp
         e = tl.load(order + k) if SENDER else k
         acc = turned_back(acc, wigner + e * size, x, e, n_edges, 1.0, L, M, stored, C)
         k += 1
-    to = out + c if SENDER else out + C + c
     for s in tl.static_range((L + 1) * (L + 1)):
-        tl.store(to + (s * n_nodes + n) * (2 * C), acc[s])
+        tl.store(out + (s * n_nodes + n) * width + c, acc[s])
 
 
 @triton.jit
@@ -339,21 +339,29 @@ def gate_back_kernel(mixed, grad, grad_mixed, n_edges, width: constexpr, L: cons
 
 
 @triton.jit
+def logits(mixed, gain, bias, n_edges, width: constexpr, first: constexpr, A: constexpr,
+           EDGES: constexpr):
+    """Edges of this program, which exist, addresses (EDGES, A) of the logits s of its head, their
+    inverse standard deviation, normalised s, and LayerNorm(s)."""
+    e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
+    a = tl.arange(0, A)
+    at = (e * width + first + tl.program_id(1) * A)[:, None] + a[None, :]
+    s = tl.load(mixed + at, mask=(e < n_edges)[:, None], other=0.0)
+    s = s - tl.sum(s, axis=1)[:, None] / A
+    inverse = 1 / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
+    s = s * inverse
+    return e, e < n_edges, at, inverse, s, s * tl.load(gain + a)[None] + tl.load(bias + a)[None]
+
+
+@triton.jit
 def weigh_kernel(
     mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
     first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr,
 ):
     """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
-    e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-    live = e < n_edges
+    e, live, _, _, _, t = logits(mixed, gain, bias, n_edges, width, first, A, EDGES)
     head = tl.program_id(1)
-    a = tl.arange(0, A)
-    s = tl.load(mixed + (e * width + first + head * A)[:, None] + a[None, :],
-                mask=live[:, None], other=0.0)
-    s = s - tl.sum(s, axis=1)[:, None] / A
-    s = s / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
-    t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
-    t = tl.where(t > 0, t, 0.2 * t) * tl.load(logit + head * A + a)[None, :]
+    t = tl.where(t > 0, t, 0.2 * t) * tl.load(logit + head * A + tl.arange(0, A))[None, :]
     weight = tl.exp(tl.sum(t, axis=1)) * tl.load(edge_weight + e, mask=live, other=0.0)
     tl.store(out + e * H + head, weight, mask=live)
 
@@ -362,16 +370,8 @@ def weigh_kernel(
 def weigh_back_kernel(mixed, weight, gain, bias, logit, grad, grad_mixed, grad_parameters,
                       n_edges, width: constexpr, first: constexpr, H: constexpr, A: constexpr,
                       EDGES: constexpr):
-    e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
-    live = e < n_edges
-    head = tl.program_id(1)
-    a = tl.arange(0, A)
-    at = (e * width + first + head * A)[:, None] + a[None, :]
-    s = tl.load(mixed + at, mask=live[:, None], other=0.0)
-    s = s - tl.sum(s, axis=1)[:, None] / A
-    inverse = 1 / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
-    s = s * inverse
-    t = s * tl.load(gain + a)[None, :] + tl.load(bias + a)[None, :]
+    e, live, at, inverse, s, t = logits(mixed, gain, bias, n_edges, width, first, A, EDGES)
+    head, a = tl.program_id(1), tl.arange(0, A)
     g = tl.load(grad + e * H + head, mask=live, other=0.0)
     g = (g * tl.load(weight + e * H + head, mask=live, other=0.0))[:, None]
     to = grad_parameters + (tl.program_id(0) * H + head) * (3 * A) + a
@@ -433,24 +433,6 @@ def attend_back_kernel(
 
 
 @triton.jit
-def embed_kernel(radial, harmonics, scalars, start, out, n_nodes, L: constexpr, C: constexpr):
-    """Scalars plus Σ_j Y radial."""
-    rows: constexpr = (L + 1) * (L + 1)
-    n, c, e, stop = one_node(start, C)
-    acc = (tl.load(scalars + n * C + c),) + nothing(rows - 1, C)
-    while e < stop:
-        new = ()
-        for l_ in tl.static_range(L + 1):
-            r = tl.load(radial + (e * (L + 1) + l_) * C + c)
-            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                new = new + (acc[s] + tl.load(harmonics + e * rows + s) * r,)
-        acc = new
-        e += 1
-    for s in tl.static_range(rows):
-        tl.store(out + (s * n_nodes + n) * C + c, acc[s])
-
-
-@triton.jit
 def embed_back_kernel(grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr, C: constexpr,
                       EDGES: constexpr):
     rows: constexpr = (L + 1) * (L + 1)
@@ -479,27 +461,14 @@ def mix_kernel(pre, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: co
 
 
 @triton.jit
-def mix_back_receiver_kernel(pre, start, grad, grad_pre, grad_heard, C: constexpr):
-    n, c, e, stop = one_node(start, C)
-    acc = tl.zeros([C], tl.float32)
-    while e < stop:
-        x = tl.load(pre + e * C + c)
-        s = tl.sigmoid(x)
-        g = tl.load(grad + e * C + c) * s * (1 + x * (1 - s))
-        tl.store(grad_pre + e * C + c, g)
-        acc += g
-        e += 1
-    tl.store(grad_heard + n * C + c, acc)
-
-
-@triton.jit
-def mix_back_sender_kernel(order, start, grad_pre, grad_sent, C: constexpr):
+def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr):
+    """Σ x over the edges from a node, or to it."""
     n, c, k, stop = one_node(start, C)
     acc = tl.zeros([C], tl.float32)
     while k < stop:
-        acc += tl.load(grad_pre + tl.load(order + k) * C + c)
+        acc += tl.load(x + (tl.load(order + k) if SENDER else k) * C + c)
         k += 1
-    tl.store(grad_sent + n * C + c, acc)
+    tl.store(out + n * C + c, acc)
 
 
 @triton.jit
@@ -600,12 +569,11 @@ class Mix(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         (pre,), edges, c = ctx.saved_tensors, ctx.edges, grad.shape[1]
-        grad_pre = torch.empty_like(pre)
+        grad_pre = torch.ops.aten.silu_backward(grad.contiguous(), pre)
         sent, heard = grad.new_empty(2, ctx.nodes, c)
-        mix_back_receiver_kernel[(ctx.nodes,)](pre, edges.start, grad.contiguous(), grad_pre, heard,
-                                               c, num_warps=_warps(c))
-        mix_back_sender_kernel[(ctx.nodes,)](edges.by_src, edges.start_src, grad_pre, sent, c,
-                                             num_warps=_warps(c))
+        for start, out, sender in ((edges.start_src, sent, True), (edges.start, heard, False)):
+            sum_kernel[(ctx.nodes,)](edges.by_src, start, grad_pre, out, c, sender,
+                                     num_warps=_warps(c))
         return grad_pre, sent, heard, None
 
 
@@ -659,7 +627,8 @@ class Norm(torch.autograd.Function):
 
 
 class Embed(torch.autograd.Function):
-    """Scalars plus Σ_j Y_l(r_ij) radial_l(r_ij), see :meth:`x3mat.model.X3Mat._embed`."""
+    """Scalars plus Σ_j Y_l(r_ij) radial_l(r_ij), see :meth:`x3mat.model.X3Mat._embed`: Dᵀ with m = 0
+    alone, whose elements are the harmonics."""
 
     @staticmethod
     def forward(ctx, radial, scalars, harmonics, edges):
@@ -667,8 +636,9 @@ class Embed(torch.autograd.Function):
         ctx.edges = edges
         n, c = scalars.shape
         out = scalars.new_empty(harmonics.shape[1], n, c)
-        l_max = radial.shape[1] // c - 1
-        embed_kernel[(n,)](radial, harmonics, scalars, edges.start, out, n, l_max, c, num_warps=1)
+        turn_back_kernel[(n,)](edges.by_src, edges.start, harmonics, radial, out, len(harmonics), n,
+                               radial.shape[1] // c - 1, 0, 0, c, False, c, num_warps=1)
+        out[0] += scalars
         return out
 
     @staticmethod
@@ -836,9 +806,10 @@ class Attend(torch.autograd.Function):
         sizes = n_edges, n, s.l_max, s.m_max, s.stored, s.channels
         rotate_back_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner,
                                                radial, grad_x, grad_radial, *sizes, EDGES)
-        for start, sender in ((edges.start, False), (edges.start_src, True)):
-            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, grad_h, *sizes,
-                                   sender, num_warps=_warps(s.channels))
+        for start, part, sender in ((edges.start, grad_h[:, :, s.channels :], False),
+                                    (edges.start_src, grad_h, True)):
+            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, part, *sizes,
+                                   sender, 2 * s.channels, num_warps=_warps(s.channels))
         return (grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
                 grad_radial.T @ hidden, _column_sums(grad_radial), grad_bias_1, grad_bias_2,
                 parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second)

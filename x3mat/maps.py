@@ -23,7 +23,7 @@ import numpy as np
 from scipy import ndimage
 
 from x3mat import paths
-from x3mat.crystal import Crystal, symbol
+from x3mat.crystal import Crystal, images_in_box, symbol
 from x3mat.descriptors import DEFAULT_RADIUS, RADII
 from x3mat.errors import DataError
 from x3mat.predict import DEFAULT_MODEL, Ensemble, Prediction, predicted, spread
@@ -400,10 +400,7 @@ def with_faces(crystal: Crystal, edge: float = 0.05) -> tuple[np.ndarray, np.nda
     Returns the atoms' indices, (M,), and fractional coordinates, (M, 3).
     """
     margin = edge * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
-    shifts = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
-    every = crystal.frac_coords + shifts
-    shift, atom = np.nonzero(((every >= -margin) & (every <= 1 + margin)).all(-1))
-    return atom, every[shift, atom]
+    return images_in_box(crystal.frac_coords, -margin, 1 + margin)
 
 
 def _subscripts(text: str) -> str:

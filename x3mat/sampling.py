@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, product
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,7 +22,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from x3mat.crystal import Crystal
+from x3mat.crystal import Crystal, images_in_box
 from x3mat.errors import DataError
 
 EDGE = 1e-6  # Å; an atom this far outside the sphere still belongs to it
@@ -191,22 +191,15 @@ def cut_spheres(
     """
     reach = (radius + EDGE) * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
     wrapped = centers % 1.0
-    low, high = wrapped.min(axis=0) - reach, wrapped.max(axis=0) + reach
-    cells = (range(math.floor(a), math.floor(b) + 1) for a, b in zip(low, high, strict=True))
-    shifts = np.array(list(product(*cells)))
-    images = (shifts[:, None, :] + crystal.frac_coords[None, :, :]).reshape(-1, 3)
-    near = np.flatnonzero(((images >= low) & (images <= high)).all(axis=1))
-    atoms = images[near] @ crystal.lattice
-    centers_xyz = wrapped @ crystal.lattice
-    if len(atoms) == 0:
-        found = [[] for _ in centers_xyz]
-    else:
-        found = cKDTree(atoms).query_ball_point(centers_xyz, radius + EDGE, return_sorted=True)
+    source, images = images_in_box(crystal.frac_coords, wrapped.min(axis=0) - reach,
+                                   wrapped.max(axis=0) + reach)
+    atoms, centers_xyz = images @ crystal.lattice, wrapped @ crystal.lattice
+    found = cKDTree(atoms).query_ball_point(centers_xyz, radius + EDGE, return_sorted=True)
     counts = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
     index = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=int(counts.sum()))
     ptr = np.concatenate([[0], np.cumsum(counts)])
     positions = atoms[index] - np.repeat(centers_xyz, counts, axis=0)
-    return ptr, positions, crystal.species[near[index] % crystal.n_atoms]
+    return ptr, positions, crystal.species[source[index]]
 
 
 def _translations_about_origin(crystal: Crystal) -> np.ndarray:
