@@ -14,6 +14,7 @@ import math
 import re
 import warnings
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -325,16 +326,19 @@ def _symmetrized(
 
 # ---------------------------------------------------------------------------------- readers
 
+#: Names of files that are read; the group that matches is their kind.
+READ = re.compile(r"(?P<cif>\.cif$)|(?P<vasp>\.vasp$|\.poscar$|^POSCAR|^CONTCAR)"
+                  r"|(?P<extxyz>\.(ext)?xyz$)", re.IGNORECASE)
+
+
 def _reader_of(path: Path):
-    suffix, stem = path.suffix.lower(), path.name.upper()
-    if suffix == ".cif":
+    kind = READ.search(path.name)
+    if not kind:
+        raise CrystalError(path, f"files of kind {path.suffix or path.name!r} are not read",
+                           "Give a .cif, POSCAR/CONTCAR/.vasp or .extxyz/.xyz file.")
+    if kind["cif"]:
         return parse_cif
-    if suffix in (".vasp", ".poscar") or stem.startswith(("POSCAR", "CONTCAR")):
-        return _from_poscar
-    if suffix in (".extxyz", ".xyz"):
-        return _from_extxyz
-    raise CrystalError(path, f"files of kind {suffix or path.name!r} are not read",
-                       "Give a .cif, POSCAR/CONTCAR/.vasp or .extxyz/.xyz file.")
+    return partial(_from_ase, kind="vasp" if kind["vasp"] else "extxyz")
 
 
 @contextlib.contextmanager
@@ -472,18 +476,10 @@ def _from_structure(structure: object, source: object) -> tuple:
     return structure.lattice.matrix, np.array(numbers), structure.frac_coords
 
 
-def _from_poscar(text: str, source: object) -> tuple:
-    return _from_ase(text, source, "vasp", "POSCAR with element symbols")
-
-
-def _from_extxyz(text: str, source: object) -> tuple:
-    return _from_ase(text, source, "extxyz", "extxyz file")
-
-
-def _from_ase(text: str, source: object, kind: str, described: str) -> tuple:
+def _from_ase(text: str, source: object, kind: str) -> tuple:
     from ase.io import read
 
-    with _refusing(described, source):
+    with _refusing("POSCAR with element symbols" if kind == "vasp" else "extxyz file", source):
         atoms = read(io.StringIO(text), index=0, format=kind)
         lattice, numbers, xyz = atoms.cell.array, atoms.numbers, atoms.positions
     if not atoms.pbc.all():

@@ -17,7 +17,7 @@ import tarfile
 import warnings
 import zipfile
 from contextlib import closing
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from x3mat import paths, results
-from x3mat.crystal import SYMPREC, Crystal, crystal_from_arrays, parse_cif
+from x3mat.crystal import (
+    READ,
+    SYMPREC,
+    Crystal,
+    crystal_from_arrays,
+    parse_cif,
+    read_crystal,
+)
 from x3mat.errors import CrystalError, DataError
 
 if TYPE_CHECKING:
@@ -147,9 +154,55 @@ def qmof_table() -> pd.DataFrame:
                         index=pd.Index(table["id"], name="name"))
 
 
+<<<<<<< HEAD
 def _crystal_of(
     table: dict, name: str, species: str, frac_coords: str, symprec: float
 ) -> Crystal:
+=======
+def expand(source: str) -> list[str]:
+    """What :func:`crystal` takes: all crystals of a database or folder, else `source` itself.
+
+    Databases are "iza", "core-mof:ASR", "core-mof:FSR" and "qmof"; of a folder the files count
+    whose kind :func:`x3mat.read_crystal` reads, in alphabetical order.
+
+    >>> expand("iza")[:2]
+    ['iza:ABW', 'iza:ACO']
+    """
+    if source in _DATABASES:
+        return [f"{source}:{name}" for name in _DATABASES[source][0]()]
+    if not Path(source).is_dir():
+        return [source]
+    return sorted(str(p) for p in Path(source).iterdir() if READ.search(p.name))
+
+
+def crystal(source: str) -> Crystal:
+    """A crystal of a file, or of a database, for example "iza:LTA" or "core-mof:ASR:ABAVIJ_clean".
+
+    Raises a CrystalError if there is none or it is refused.
+    """
+    for database, (_, read) in _DATABASES.items():
+        if source.lower().startswith(f"{database.lower()}:"):
+            try:
+                return read(source[len(database) + 1 :])
+            except DataError as error:
+                raise CrystalError(source, error.cause, error.remedy) from None
+    return read_crystal(source)
+
+
+def _core_mof_all(subset: Subset) -> tuple[str, ...]:
+    _core_mof_arrays(subset)  # before several processes want it
+    return core_mof_names(subset)
+
+
+_DATABASES = {
+    "iza": (iza_codes, iza), "qmof": (lambda: qmof_table().index, qmof),
+    **{f"core-mof:{s}": (partial(_core_mof_all, s), partial(core_mof, subset=s))
+       for s in get_args(Subset)},
+}
+
+
+def _crystal_of(table: dict, name: str, species: str, frac_coords: str) -> Crystal:
+>>>>>>> 54f738b (Prediction over databases: windows by processes, batches by atoms, Parquet)
     """A crystal of flat arrays, two of which are called `species` and `frac_coords`."""
     i = table["index"][name]
     atoms = slice(table["ptr"][i], table["ptr"][i + 1])

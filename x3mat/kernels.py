@@ -627,8 +627,8 @@ class Norm(torch.autograd.Function):
 
 
 class Embed(torch.autograd.Function):
-    """Scalars plus Σ_j Y_l(r_ij) radial_l(r_ij), see :meth:`x3mat.model.X3Mat._embed`: Dᵀ with m = 0
-    alone, whose elements are the harmonics."""
+    """Scalars plus Σ_j Y_l(r_ij) radial_l(r_ij), see :meth:`x3mat.model.X3Mat._embed`: of Dᵀ only
+    m = 0, whose elements are the harmonics."""
 
     @staticmethod
     def forward(ctx, radial, scalars, harmonics, edges):

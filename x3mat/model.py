@@ -661,6 +661,21 @@ def _contributions(config: X3MatConfig, inputs: tuple, graph, geometry, model: X
     return model.network(graph, geometry) if model.config == config else model(*inputs)
 
 
+def affordable_atoms(
+    trial: Callable[[], object], atoms: int, device: torch.device, share: float = 0.6
+) -> int:
+    """How many atoms of windows fit into ``share`` of a card's free memory.
+
+    Judged by the most memory that a call of ``trial``, with ``atoms`` of them, takes at a time.
+    """
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    trial()
+    taken = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()  # what is only set aside is free
+    return max(1, int(share * torch.cuda.mem_get_info(device)[0] * atoms / max(taken, 1)))
+
+
 def chunks(ptr, max_atoms: int) -> list[tuple[int, int]]:
     """Split windows into runs [a, b) of at most ``max_atoms`` atoms (at least one window each).
 
