@@ -17,6 +17,7 @@ from x3mat.applications import APPLICATIONS, Fold, application
 from x3mat.errors import DataError
 from x3mat.model import X3Mat, X3MatConfig, load_checkpoint, window_graph
 from x3mat.sampling import cut_spheres
+from x3mat.screening import means, read_results
 from x3mat.training import (
     STRIDE,
     CrystalWindows,
@@ -26,7 +27,6 @@ from x3mat.training import (
     Replayed,
     TrainConfig,
     collate,
-    mean_contribution,
     pad,
     predict_mean,
     set_constants,
@@ -65,6 +65,10 @@ def fit(windows, folder, config=SMALL):
 def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(),
                                                  strict=True))
+
+
+def mean_contribution(model, windows):
+    return means([model], [windows])[0, 0].numpy()
 
 
 def graph(windows):
@@ -261,19 +265,24 @@ def test_application_of_drawn_windows_from_training_to_summary(tmp_path, monkeyp
     config = replace(SMALL, epochs=2)
     folders = {"models": tmp_path / "models", "runs": tmp_path / "states"}
     with monkeypatch.context() as patch:
-        patch.setattr("x3mat.training.mean_contribution", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr("x3mat.screening.PART", 1)
+        results_of = iter([np.zeros(1)])  # of one crystal only
+        patch.setattr("x3mat.screening.spread", lambda _: next(results_of))
+        with pytest.raises(StopIteration):
             train_fold(app, 0, config, **folders, device="cpu", progress=False)
     model, about = load_checkpoint(tmp_path / "models" / "fold0-seed0.pt")
     assert set(about["domain"]) == {"species", "density"}
-    (state,) = (tmp_path / "states" / "many" / "fold0-seed0").glob("predictions-*.jsonl")
-    state.write_text('["CHA", [7.0]]\n["AFI", [1.')  # as if it had been killed later
+    (state,) = (tmp_path / "states" / "many" / "fold0-seed0").glob("predictions-*")
+    (first,) = state.glob("*.parquet")
+    known = read_results(state)
+    assert known.file.tolist() == ["AFI"]  # the last half comes first
+    known.assign(y0=7.0).to_parquet(first)
     record = train_fold(app, 0, config, **folders, device="cpu", progress=False)
     found = {p["name"]: p for p in record["predictions"]}
     assert [found[n]["half"] for n in ("LTA", "CHA", "AFI")] == [0, 1, 1]
-    assert found["CHA"]["predicted"] == [7.0]
-    windows = sample_windows(databases.iza("AFI"))
-    assert found["AFI"]["predicted"] == pytest.approx(mean_contribution(model, windows).tolist())
+    assert found["AFI"]["predicted"] == [7.0]
+    windows = sample_windows(databases.iza("CHA"))
+    assert found["CHA"]["predicted"] == pytest.approx(mean_contribution(model, windows).tolist())
     assert not any("label" in p for p in record["predictions"])
     summary = summarize(app)
     label = zeolites.labels().n2_g_L

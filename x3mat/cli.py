@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from x3mat.errors import CrystalError, DataError, X3MatError
+from x3mat.errors import DataError, X3MatError
 
 
 class _Commands(TyperGroup):
@@ -43,7 +43,8 @@ MAX_THREADS = 8
 os.environ.setdefault("SPGLIB_WARNING", "OFF")  # where it finds no group, a crystal is P1
 
 Files = Annotated[list[str], typer.Argument(
-    metavar="FILE", help="CIF, POSCAR or extxyz files, or IZA frameworks such as iza:LTA.",
+    metavar="FILE", help="CIF, POSCAR or extxyz files, crystals such as iza:LTA, folders, or"
+    " databases: iza, core-mof:ASR, core-mof:FSR, qmof.",
     show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: an object, for several a list.")]
 Model = Annotated[str, typer.Option(help="Name of a shipped model, a checkpoint, or a folder.")]
@@ -66,11 +67,12 @@ def windows(
       x3mat windows *.cif --radius 8 --json
       x3mat windows iza:LTA iza:MFI --no-symmetry
     """
+    from x3mat.databases import crystal as read
     from x3mat.sampling import sample_windows
 
     def one(file: str) -> dict:
         started = time.perf_counter()
-        crystal = _crystal(file)
+        crystal = read(file)
         w = sample_windows(crystal, radius, step, symmetry=not no_symmetry)
         seconds = time.perf_counter() - started
         atoms = w.atoms_per_window.repeat(w.weights).tolist()
@@ -94,20 +96,55 @@ def windows(
 
 
 @app.command()
-def predict(files: Files, model: Model = "zeolite-n2", as_json: Json = False) -> None:
+def predict(
+    files: Files, model: Model = "zeolite-n2",
+    out: Annotated[Path | None, typer.Option(show_default=False,
+        help="Folder for Parquet files with the results of thousands of crystals.")] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", show_default=False,
+        help="With --out, only every N-th crystal from the I-th, from 0; default: torchrun's rank."
+        )] = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}",
+    device: Annotated[str, typer.Option(help="With --out: auto, cpu, cuda, ...")] = "auto",
+    as_json: Json = False,
+) -> None:
     """Predict a property of crystals, with its spread over the ensemble and warnings.
+
+    With --out, results are kept in a folder that pandas.read_parquet reads as one table: a bad
+    crystal has a row that says why, a killed run goes on when called again, and several GPUs or
+    hosts share the work, each with its --shard or started by torchrun.
 
     \b
     Examples:
       x3mat predict my.cif
       x3mat predict *.cif --model zeolite-n2 --json
       x3mat predict iza:LTA
+      x3mat predict FOLDER --out predictions.parquet
+      x3mat predict core-mof:ASR --model qmof-gap --out gaps.parquet --shard 0/4
+      torchrun --nproc-per-node 8 --no-python x3mat predict qmof --model qmof-gap --out gaps.parquet
     """
+    from x3mat.databases import crystal
+    from x3mat.predict import load_model
     from x3mat.predict import predict as predict_one
 
-    ensemble = _load(model)
-    _each(files, lambda file: _prediction(file, predict_one(_crystal(file), ensemble)),
-          _prediction_text, as_json)
+    if out is None:
+        ensemble = _load(model)
+        return _each(files, lambda file: _prediction(file, predict_one(crystal(file), ensemble)),
+                     _prediction_text, as_json)
+    import torch
+
+    from x3mat.screening import screen
+
+    number, _, of = shard.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise DataError(shard, "it is no shard", "Give two numbers such as 0/4.")
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    ensemble, started = load_model(model, device.replace("auto", "cpu")), time.perf_counter()
+    found = screen(_expanded(files), ensemble, out, shard=(int(number), int(of)),
+                   progress=sys.stderr.isatty())
+    return _print(
+        {"out": out, "crystals": len(found), "failed": int((found.error != "").sum()),
+         "seconds": round(time.perf_counter() - started, 1)}, as_json,
+        lambda r: f"{r['out']}: {r['crystals']} crystals, {r['failed']} of them not usable")
 
 
 @app.command()
@@ -129,12 +166,13 @@ def explain(
       x3mat explain my.cif --out maps
       x3mat explain iza:LTA iza:ASV --out maps --step 1
     """
+    from x3mat.databases import crystal
     from x3mat.maps import explain as explain_one
 
     ensemble = _load(model)
 
     def one(file: str) -> dict:
-        site_map = explain_one(_crystal(file), ensemble, step=step)
+        site_map = explain_one(crystal(file), ensemble, step=step)
         return {**_prediction(file, site_map.prediction),
                 "sites": [asdict(site) for site in site_map.sites], "files": site_map.save(out)}
 
@@ -254,17 +292,10 @@ def _about(application) -> dict:
     return {key: getattr(application, key) for key in ("name", "property", "unit", "conditions")}
 
 
-def _crystal(file: str):
-    from x3mat.crystal import read_crystal
+def _expanded(files: list[str]) -> list[str]:
+    from x3mat.databases import expand
 
-    if not file.lower().startswith("iza:"):
-        return read_crystal(file)
-    from x3mat.databases import iza
-
-    try:
-        return iza(file[4:])
-    except DataError as error:
-        raise CrystalError(file, error.cause, error.remedy) from None
+    return [source for file in files for source in expand(file)]
 
 
 def _load(model: str):
@@ -285,7 +316,7 @@ def _each(
     """Apply `one` to each file; a bad file is reported and does not stop the others."""
     from tqdm import tqdm
 
-    out, failed = [], False
+    files, out, failed = _expanded(files), [], False
     for file in tqdm(files, unit="file", disable=len(files) == 1 or not sys.stderr.isatty()):
         try:
             result = one(file)

@@ -24,15 +24,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from x3mat import crystal as crystals
 from x3mat import paths, results
-from x3mat.crystal import (
-    READ,
-    SYMPREC,
-    Crystal,
-    crystal_from_arrays,
-    parse_cif,
-    read_crystal,
-)
+from x3mat.crystal import SYMPREC, Crystal, crystal_from_arrays, parse_cif
 from x3mat.errors import CrystalError, DataError
 
 if TYPE_CHECKING:
@@ -154,16 +148,11 @@ def qmof_table() -> pd.DataFrame:
                         index=pd.Index(table["id"], name="name"))
 
 
-<<<<<<< HEAD
-def _crystal_of(
-    table: dict, name: str, species: str, frac_coords: str, symprec: float
-) -> Crystal:
-=======
 def expand(source: str) -> list[str]:
     """What :func:`crystal` takes: all crystals of a database or folder, else `source` itself.
 
     Databases are "iza", "core-mof:ASR", "core-mof:FSR" and "qmof"; of a folder the files count
-    whose kind :func:`x3mat.read_crystal` reads, in alphabetical order.
+    whose kind :func:`x3mat.read_crystal` reads, in alphabetical order; a DataError if none does.
 
     >>> expand("iza")[:2]
     ['iza:ABW', 'iza:ACO']
@@ -172,7 +161,10 @@ def expand(source: str) -> list[str]:
         return [f"{source}:{name}" for name in _DATABASES[source][0]()]
     if not Path(source).is_dir():
         return [source]
-    return sorted(str(p) for p in Path(source).iterdir() if READ.search(p.name))
+    found = sorted(str(p) for p in Path(source).iterdir() if crystals.READ.search(p.name))
+    if not found:
+        raise DataError(source, "the folder holds no file of a crystal", "Give another one.")
+    return found
 
 
 def crystal(source: str) -> Crystal:
@@ -186,7 +178,7 @@ def crystal(source: str) -> Crystal:
                 return read(source[len(database) + 1 :])
             except DataError as error:
                 raise CrystalError(source, error.cause, error.remedy) from None
-    return read_crystal(source)
+    return crystals.read_crystal(source)
 
 
 def _core_mof_all(subset: Subset) -> tuple[str, ...]:
@@ -201,8 +193,7 @@ _DATABASES = {
 }
 
 
-def _crystal_of(table: dict, name: str, species: str, frac_coords: str) -> Crystal:
->>>>>>> 54f738b (Prediction over databases: windows by processes, batches by atoms, Parquet)
+def _crystal_of(table: dict, name: str, species: str, frac_coords: str, symprec: float) -> Crystal:
     """A crystal of flat arrays, two of which are called `species` and `frac_coords`."""
     i = table["index"][name]
     atoms = slice(table["ptr"][i], table["ptr"][i + 1])

@@ -24,7 +24,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
@@ -43,13 +43,14 @@ from x3mat.crystal import Crystal
 from x3mat.descriptors import describe
 from x3mat.errors import DataError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint
+from x3mat.predict import Ensemble
 from x3mat.sampling import Windows, cut_spheres, sample_windows
+from x3mat.screening import digest, for_each, processes, screen
 
 #: Inverse powers of the root g of g⁴ = g + 1 (see :class:`DrawnWindows`).
 STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)
 EXAMPLES = 64  # batches of each of two epochs whose sizes are captured
 CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
-WORKERS = 12  # at most, for cutting windows
 CHECKED_WINDOWS = 8  # of each crystal in a validation on drawn windows
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -435,22 +436,8 @@ class Learner(L.LightningModule):
 
 
 def _loader(data: Crystals, batch_size: int, sampler: Sequence[int] | None = None) -> DataLoader:
-    work = _processes(len(data)) if isinstance(data, DrawnWindows) else {}
+    work = processes(len(data)) if isinstance(data, DrawnWindows) else {}
     return DataLoader(data, batch_size, sampler=sampler, collate_fn=collate, **work)
-
-
-def _processes(n: int) -> dict:
-    """A loader's options where making its n items is work for several processes."""
-    workers = min(WORKERS, (os.cpu_count() or 1) - 1) if n > 100 else 0
-    if not workers:
-        return {}
-    return {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 8,
-            "worker_init_fn": lambda _: torch.set_num_threads(1)}
-
-
-def _for_each(function: Callable[[str], Any], names: Sequence[str]) -> DataLoader:
-    """function(name) of each name in order, by several processes where there are many."""
-    return DataLoader(names, None, collate_fn=function, **_processes(len(names)))
 
 
 def set_constants(model: X3Mat, train: Crystals) -> None:
@@ -530,17 +517,6 @@ def train(
     return TrainResult(learner.model.to(device_used).eval(), learner.history, learner.seconds)
 
 
-def evaluate(model: X3Mat, windows: Iterable[Windows]) -> np.ndarray:
-    """Predictions, (n, outputs), from all windows of each crystal."""
-    return np.stack([mean_contribution(model, w) for w in windows])
-
-
-def mean_contribution(model: X3Mat, windows: Windows) -> np.ndarray:
-    """The crystal's property, (outputs,): the weighted mean of contributions, in float64."""
-    y = model.contributions(windows).double().cpu().numpy()
-    return windows.weights @ y / windows.weights.sum()
-
-
 def crystals_of(
     application: Application, names: Sequence[str], config: TrainConfig, training: bool
 ) -> Crystals:
@@ -570,27 +546,6 @@ def application_windows(
 @lru_cache(maxsize=1024)  # runs that follow each other in one process share them
 def _windows(application: str, radius: float, step: float, refine: int, name: str) -> Windows:
     return sample_windows(APPLICATIONS[application].crystal(name), radius, step, refine=refine)
-
-
-def _evaluate_many(application: Application, model: X3Mat, names: Sequence[str], folder: Path,
-                   progress: bool) -> np.ndarray:
-    """:func:`evaluate` for thousands of crystals; what is known is kept in ``folder``, in a file
-    that is named after the weights, so that it may be killed and called again."""
-    weights = b"".join(v.cpu().numpy().tobytes() for v in model.state_dict().values())
-    path = folder / f"predictions-{hashlib.sha256(weights).hexdigest()[:12]}.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # whole lines only
-    path.write_text("".join(line + "\n" for line in lines))
-    known = dict(map(json.loads, lines))
-    todo = [name for name in names if name not in known]
-    windows = _for_each(partial(_windows.__wrapped__, application.name, model.config.radius,
-                                model.config.step, 1), todo)
-    with path.open("a") as file:
-        for name, w in tqdm(zip(todo, windows, strict=True), "predicting", len(todo),
-                            disable=not progress):
-            known[name] = mean_contribution(model, w).tolist()
-            file.write(json.dumps([name, known[name]]) + "\n")
-            file.flush()
-    return np.array([known[name] for name in names])
 
 
 # --------------------------------------------------------------------------- applications
@@ -661,10 +616,13 @@ def train_fold(
     }
     save_checkpoint(folder / f"{tag}.pt", result.model, about)
     rest = [*names[1], *names[2]]
-    if application.drawn:
-        found = _evaluate_many(application, result.model, rest[::-1], tag_folder, progress)[::-1]
-    else:
-        found = evaluate(result.model, application_windows(application, rest, config.model))
+    ensemble = Ensemble(application.name, (result.model,), ({},))
+    known = screen(rest[::-1], ensemble, tag_folder / f"predictions-{digest(ensemble)}",
+                   read=application.crystal, progress=progress).set_index("file")
+    if bad := sorted(set(known.error) - {""}):
+        raise DataError(application.name, f"crystals of the rest cannot be predicted ({bad[0]})",
+                        f"see the column error in {tag_folder}")
+    found = known.loc[rest, [f"y{k}" for k in range(config.model.outputs)]].to_numpy()
     labels = labels.loc[rest, list(application.columns)].to_numpy(float)
     predictions = [
         {"name": name, "half": int(i >= len(names[1])), "predicted": p.tolist(),
@@ -705,7 +663,7 @@ def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]
 
 def _domain(application: Application, names: Sequence[str]) -> dict:
     """Elements and ranges of descriptors of the training crystals."""
-    found = list(_for_each(partial(_described, application.name), names))
+    found = list(for_each(partial(_described, application.name), names))
     ranges = {key: [min(values), max(values)] for key in application.ranges
               if (values := [d[key] for _, d in found])}
     return {"species": sorted(set().union(*(species for species, _ in found))), **ranges}
