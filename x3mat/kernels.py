@@ -577,30 +577,6 @@ class Mix(torch.autograd.Function):
         return grad_pre, sent, heard, None
 
 
-class Linear(torch.autograd.Function):
-    """:class:`x3mat.model.SphericalLinear` of (S, N, C), row by row, plus ``residual``."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, residual, rows):
-        each = weight.index_select(0, rows)
-        out = torch.bmm(x, each) if residual is None else torch.baddbmm(residual, x, each)
-        if bias is not None:
-            out[0] += bias
-        ctx.save_for_backward(x, weight, rows)
-        ctx.has = bias is not None, residual is not None
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, rows = ctx.saved_tensors
-        each = torch.bmm(x.transpose(1, 2), grad)
-        return (
-            torch.bmm(grad, weight.index_select(0, rows).transpose(1, 2)),
-            torch.zeros_like(weight).index_add(0, rows, each),
-            grad[0].sum(0) if ctx.has[0] else None, grad if ctx.has[1] else None, None,
-        )
-
-
 class Norm(torch.autograd.Function):
     """:class:`x3mat.model.SphericalLayerNorm`."""
 
@@ -871,6 +847,13 @@ def hidden(radial, edges, packed: Packed) -> Tensor:
     return radial.rest[1:-1](x)
 
 
+def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:
+    """:class:`x3mat.model.SphericalLinear` of (S, N, C), row by row, plus ``residual``."""
+    out = torch.baddbmm(residual, x, module.weight.index_select(0, rows))
+    out[0] += module.bias
+    return out
+
+
 def norm(x: Tensor, module) -> Tensor:
     gamma = module.gamma if module.l_max else x.new_empty(0)
     scalars = module.scalars
@@ -883,19 +866,20 @@ def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Ten
     s = Sizes(a.l_max, a.l_out, a.m_max, model.config.m_max, x.shape[2], a.heads,
               a.LOGIT_CHANNELS, receivers, keeps(model, len(edges.src)))
     both = torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2)
-    h = Linear.apply(norm(x, layer.norm_attention), both, None, None, rows)
+    h = torch.bmm(norm(x, layer.norm_attention), both.index_select(0, rows))
     first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
     update = Attend.apply(
         h, hidden(a.radial, edges, packed), packed, s, a.of_sender.bias + a.of_receiver.bias,
         last.weight, last.bias, first[0].bias, second[0].bias, a.logit_norm.weight,
         a.logit_norm.bias, a.logit, *(w.weight for w in first), *(w.weight for w in second),
     )
-    rows, p = rows[: len(update)], a.project
-    x = Linear.apply(update, p.weight, p.bias, x[: len(update), :receivers], rows)
+    rows = rows[: len(update)]
+    x = linear(update, a.project, rows, x[: len(update), :receivers])
     f, y = layer.feed_forward, norm(x, layer.norm_feed_forward).split([1, len(rows) - 1])
     scalars, *gates = f.gates(y[0][0]).chunk(1 + a.l_out, dim=1)
     inner = [nn.functional.silu(scalars)[None]]
     if a.l_out:
-        gates = torch.sigmoid(torch.stack(gates)).index_select(0, rows[1:] - 1)
-        inner.append(Linear.apply(y[1], f.expand.weight, None, None, rows[1:] - 1) * gates)
-    return Linear.apply(torch.cat(inner), f.contract.weight, f.contract.bias, x, rows)
+        each = rows[1:] - 1
+        gates = torch.sigmoid(torch.stack(gates)).index_select(0, each)
+        inner.append(torch.bmm(y[1], f.expand.weight.index_select(0, each)) * gates)
+    return linear(torch.cat(inner), f.contract, rows, x)

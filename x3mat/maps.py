@@ -281,15 +281,12 @@ def correlations(windows: Windows, a: np.ndarray, b: np.ndarray) -> dict[str, fl
 
     Every orbit counts with its multiplicity. 0 where one of the maps is constant.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import pearsonr, spearmanr
 
-    def pearson(x: np.ndarray, y: np.ndarray) -> float:
-        x, y = x - x.mean(), y - y.mean()
-        norm = np.sqrt((x @ x) * (y @ y))
-        return float(x @ y / norm) if norm > 1e-12 * max(1.0, abs(x @ y)) else 0.0
-
+    if np.ptp(a) < 1e-9 or np.ptp(b) < 1e-9:
+        return {"spearman": 0.0, "pearson": 0.0}
     x, y = a[windows.orbit], b[windows.orbit]
-    return {"spearman": pearson(rankdata(x), rankdata(y)), "pearson": pearson(x, y)}
+    return {"spearman": float(spearmanr(x, y).statistic), "pearson": float(pearsonr(x, y)[0])}
 
 
 def cube_text(
