@@ -33,14 +33,20 @@ def main(device: str) -> None:
         exact = window_graph(*random_windows([9, 0, 1, 2, 12], 3.0), 2.5, 3.0)
         parts = [getattr(exact, k).to(device)
                  for k in ("positions", "species", "window", "src", "dst")]
-        exact = WindowGraph(*parts, exact.n_windows)
+        shared = ()
+        if l_max == 1:  # windows that share atoms, in which a pair may be an atom and its image
+            atom = torch.randint(0, len(parts[0]), (len(parts[0]),), device=device)
+            vector = torch.randn(len(parts[3]), 3, dtype=torch.float64, device=device)
+            shared = atom, vector
+        exact = WindowGraph(*parts, exact.n_windows, *shared)
         share = torch.randn(exact.n_windows, 1, dtype=torch.float64, device=device)
         y = model.plain_network(exact, model.plain_geometry(exact))
         (y * share).sum().backward()
         expected = {n: p.grad.clone() for n, p in model.named_parameters()}
         model = model.float()
         model.zero_grad()
-        graph = WindowGraph(parts[0].float(), *parts[1:], exact.n_windows)
+        shared = shared and (atom, vector.float())
+        graph = WindowGraph(parts[0].float(), *parts[1:], exact.n_windows, *shared)
         assert model._kernels(graph.positions) is not None
         z = model.network(graph)
         (z * share.float()).sum().backward()

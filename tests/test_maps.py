@@ -42,7 +42,8 @@ def contribution_at(ensemble, crystal, frac) -> float:
     """From the definition: a window cut at this very point."""
     import torch
 
-    ptr, positions, species = cut_spheres(crystal, np.asarray(frac)[None], CONFIG.radius)
+    ptr, positions, atom = cut_spheres(crystal, np.asarray(frac)[None], CONFIG.radius)
+    species = crystal.species[atom]
     inputs = torch.tensor(positions, dtype=torch.float32), torch.tensor(species), torch.tensor(ptr)
     with torch.no_grad():
         return float(np.mean([m(*inputs).item() for m in ensemble.members]))

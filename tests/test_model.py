@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 from e3nn import o3
 
 from x3mat import databases, model, paths
-from x3mat.crystal import read_crystal
+from x3mat.crystal import crystal_from_arrays, read_crystal
 from x3mat.errors import ModelError
-from x3mat.model import Attention, Block, FeedForward, X3Mat, X3MatConfig
+from x3mat.model import Attention, Block, FeedForward, WindowGraph, X3Mat, X3MatConfig
 from x3mat.sampling import cut_spheres, sample_windows
 from x3mat.training import Batch, predict_mean
 
@@ -285,7 +286,8 @@ def test_translation_and_choice_of_cell_do_not_matter(weights, dtype):
             (doubled, centers @ crystal.lattice @ np.linalg.inv(doubled.lattice))]
 
     def contributions(crystal, centers):
-        ptr, positions, species = cut_spheres(crystal, centers, net.config.radius)
+        ptr, positions, atom = cut_spheres(crystal, centers, net.config.radius)
+        species = crystal.species[atom]
         with torch.no_grad():
             return net(torch.tensor(positions).to(dtype), torch.tensor(species), torch.tensor(ptr))
 
@@ -443,7 +445,8 @@ def test_gradient_in_chunks_is_the_gradient_of_the_whole():
     batch = Batch(positions, species, graph.window, graph.src, graph.dst,
                   crystal=torch.tensor([0, 0, 0, 1, 1, 1]),
                   share=torch.tensor([0.5, 0.2, 0.3, 0.1, 0.6, 0.3]), target=torch.zeros(2, 1),
-                  atom_ptr=ptr.numpy(), pair_ptr=pair_ptr)
+                  ptr={"windows": np.arange(7), "positions": ptr.numpy(), "atoms": ptr.numpy(),
+                       "pairs": pair_ptr})
     gradients = []
     for max_atoms in (10, 10_000):
         net.zero_grad()
@@ -451,6 +454,52 @@ def test_gradient_in_chunks_is_the_gradient_of_the_whole():
         gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     assert gradients[1].abs().max() > 1e-3
     assert_close(gradients[0], gradients[1])
+
+
+def in_crystal(net, crystal, center):
+    """Contribution of a window where atoms hear the crystal, from a cluster without periodicity."""
+    c = net.config
+    reach = c.radius + c.layers * c.cutoff
+    _, positions, atom = cut_spheres(crystal, center[None], reach)
+    inside = np.linalg.norm(positions, axis=1) < c.radius
+    between = positions[None] - positions[:, None]  # from row to column
+    distance = np.linalg.norm(between, axis=2) + 1e3 * np.eye(len(positions))
+    dst, src = np.nonzero(c.cutoff > distance.T)
+    tensors = map(torch.as_tensor, (positions[inside], crystal.species[atom],
+                                    np.zeros(inside.sum(), int), src, dst))
+    graph = WindowGraph(*tensors, 1, torch.as_tensor(np.flatnonzero(inside)),
+                        torch.as_tensor(between[src, dst]))
+    with torch.no_grad():
+        return net.network(graph)
+
+
+@pytest.mark.parametrize("code", ["SOD", "ABW"])
+def test_atoms_that_hear_the_crystal(code):
+    """Images, rotation, inversion, translation, permutation and choice of cell do not matter."""
+    net = build(replace(SMALL, encoding="crystal", cutoff=2.5, radius=4.0), "perturbed")
+    crystal = databases.iza(code)
+    windows = sample_windows(crystal, 4.0, 3.0)
+    y = net.contributions(windows, 300)
+    assert y.std() > 1e-3
+    for w in (0, windows.n_orbits // 2, windows.n_orbits - 1):
+        assert_close(in_crystal(net, crystal, windows.centers[w])[0], y[w])
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    order = np.random.default_rng(0).permutation(crystal.n_atoms)
+    doubled = np.concatenate([crystal.frac_coords / [2, 1, 1], crystal.frac_coords / [2, 1, 1]
+                              + [0.5, 0, 0]])
+    shift = np.array([0.1, 0.7, 0.35])
+    for matrix in (rotation, -rotation):
+        other = crystal_from_arrays(crystal.lattice @ matrix.T, crystal.species[order],
+                                    crystal.frac_coords[order] + shift, symprec=0.0)
+        twice = crystal_from_arrays(crystal.lattice * [[2], [1], [1]] @ matrix.T,
+                                    np.tile(crystal.species, 2), doubled, symprec=0.0)
+        for changed, cell, moved in ((other, 1, shift), (twice, 2, 0)):
+            sign = np.sign(np.linalg.det(matrix))  # a left-handed cell is inverted
+            centers = sign * (windows.centers + moved) / [cell, 1, 1]
+            ptr, positions, atom = cut_spheres(changed, centers, 4.0)
+            same = replace(windows, centers=centers, ptr=ptr, positions=positions, atom=atom,
+                           species=changed.species[atom], crystal=changed)
+            assert_close(net.contributions(same), y)
 
 
 @pytest.mark.parametrize("config", [SMALL, *LAYER_CONFIGS[1:]], ids=lambda c: f"L{c.l_max}")

@@ -53,12 +53,11 @@ def windows():
 
 
 def fit(windows, folder, config=SMALL):
-    cutoff = config.model.cutoff
     return train(
-        config, CrystalWindows(windows, TARGETS, cutoff, config.windows_per_crystal, config.refine,
-                               config.seed),
-        CrystalWindows(windows[:2], TARGETS[:2], cutoff), folder, device="cpu", progress=False,
-        check_every=1,
+        config, CrystalWindows(windows, TARGETS, config.model, config.windows_per_crystal,
+                               config.refine, config.seed),
+        CrystalWindows(windows[:2], TARGETS[:2], config.model), folder, device="cpu",
+        progress=False, check_every=1,
     )  # fmt: skip
 
 
@@ -82,12 +81,12 @@ def test_sample_is_unbiased_and_exact_where_it_is_everything(windows):
     exact = big.weights @ values / big.n_windows
     means = []
     for epoch in range(600):
-        _, _, index, share, _ = CrystalWindows([big], TARGETS[:1], 2.5, 20, 1, 3, epoch)[0]
+        _, _, index, share, _ = CrystalWindows([big], TARGETS[:1], SMALL.model, 20, 1, 3, epoch)[0]
         assert share.sum() == pytest.approx(1)
         assert len(index) <= 20
         means.append(share @ values[index])
     assert abs(np.mean(means) - exact) < 4 * np.std(means) / np.sqrt(len(means))
-    _, _, index, share, _ = CrystalWindows(windows, TARGETS, 2.5, 10_000)[0]
+    _, _, index, share, _ = CrystalWindows(windows, TARGETS, SMALL.model, 10_000)[0]
     assert len(index) == windows[0].n_orbits
     assert share == pytest.approx(windows[0].weights / windows[0].n_windows)
 
@@ -97,7 +96,7 @@ def test_moved_grids_are_drawn_alike_and_cover_the_refined_one():
     values = np.random.default_rng(0).normal(size=fine.n_orbits)
     means, hit = [], set()
     for epoch in range(400):
-        item = CrystalWindows([fine], TARGETS[:1], 2.5, refine=2, epoch=epoch)[0]
+        item = CrystalWindows([fine], TARGETS[:1], SMALL.model, refine=2, epoch=epoch)[0]
         means.append(item.share @ values[item.index])
         hit |= set(item.index.tolist())
     assert hit == set(range(fine.n_orbits))
@@ -105,27 +104,32 @@ def test_moved_grids_are_drawn_alike_and_cover_the_refined_one():
 
 
 def test_pairs_found_once_are_those_of_the_network(windows):
-    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff, windows_per_crystal=3)
+    data = CrystalWindows(windows, TARGETS, SMALL.model, windows_per_crystal=3)
     batch = collate([data[i] for i in range(len(data))])
-    again = window_graph(batch.positions, batch.species, torch.tensor(batch.atom_ptr),
+    again = window_graph(batch.positions, batch.species, torch.tensor(batch.ptr["atoms"]),
                          SMALL.model.cutoff, SMALL.model.radius)
     assert torch.equal(again.src, batch.src)
     assert torch.equal(again.dst, batch.dst)
     assert torch.equal(again.window, batch.window)
 
 
-def test_padding_changes_nothing(windows):
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+def test_padding_changes_nothing(windows, encoding):
     """What a CUDA graph replays, without the graph: predictions and gradients of padded batches."""
     torch.manual_seed(0)
-    model = X3Mat(SMALL.model).double()
-    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
+    config = replace(SMALL.model, encoding=encoding, layers=2)
+    model = X3Mat(config).double()
+    data = CrystalWindows(windows, TARGETS, config)
     batch = collate([data[i] for i in range(3)])
     batch = replace(batch, **{k: getattr(batch, k).double()
-                              for k in ("positions", "share", "target")})
-    n_atoms, n_pairs, n_windows = len(batch.species), len(batch.src), len(batch.share)
+                              for k in ("positions", "share", "target", "vector")
+                              if getattr(batch, k) is not None})
+    size = len(batch.species) + 9, len(batch.src) + 17
+    if encoding == "crystal":
+        size = *size, len(batch.positions) + 13
     found = []
     for mean in (predict_mean(model, batch, 10**9),
-                 PaddedMean(model, 5)(*pad(batch, n_atoms + 9, n_pairs + 17, n_windows + 4, 6.0))):
+                 PaddedMean(model, 5)(*pad(batch, size, len(batch.share) + 4, config))):
         model.zero_grad()
         mean[:3].square().sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -135,11 +139,28 @@ def test_padding_changes_nothing(windows):
     assert torch.allclose(padded_gradient, plain_gradient, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+def test_batches_and_their_parts_give_what_contributions_give(windows, encoding):
+    torch.manual_seed(0)
+    config = replace(SMALL.model, encoding=encoding, layers=2)
+    model = X3Mat(config).double()
+    data = CrystalWindows(windows, TARGETS, config)
+    batch = collate([data[i] for i in range(len(data))])
+    batch = replace(batch, **{k: getattr(batch, k).double()
+                              for k in ("positions", "share", "target", "vector")
+                              if getattr(batch, k) is not None})
+    expected = torch.stack([torch.as_tensor(w.weights / w.n_windows) @ model.contributions(w)
+                            for w in windows])
+    for max_atoms in (100, 10**9):
+        found = predict_mean(model, batch, max_atoms)
+        assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)  # positions were rounded
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_replayed_steps_are_those_of_the_reference(windows):
     torch.manual_seed(0)
     model = X3Mat(SMALL.model).cuda()
-    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
+    data = CrystalWindows(windows, TARGETS, SMALL.model)
     batches = [collate([data[i] for i in part]).to("cuda") for part in ((0, 1), (2, 3))]
     replayed = Replayed(model, 2, max(len(b.share) for b in batches), batches)
     for batch in batches:
@@ -154,7 +175,7 @@ def test_replayed_steps_are_those_of_the_reference(windows):
 
 def test_sample_depends_on_seed_epoch_and_crystal_alone():
     big = sample_windows(databases.iza("MFI"))
-    draw = [CrystalWindows([big], TARGETS[:1], 2.5, 12, 1, *key)[0].index.tolist()
+    draw = [CrystalWindows([big], TARGETS[:1], SMALL.model, 12, 1, *key)[0].index.tolist()
             for key in ((0, 0), (0, 0), (1, 0), (0, 1))]
     assert draw[0] == draw[1]
     assert draw[0] != draw[2]
@@ -163,7 +184,7 @@ def test_sample_depends_on_seed_epoch_and_crystal_alone():
 
 def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
     model = X3Mat(SMALL.model)
-    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
+    data = CrystalWindows(windows, TARGETS, SMALL.model)
     batch = collate([data[i] for i in range(len(data))])
     with torch.no_grad():
         together = predict_mean(model, batch, max_atoms=300).numpy()
@@ -173,7 +194,7 @@ def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
 
 def test_constants_come_from_the_training_set(windows):
     model = X3Mat(SMALL.model)
-    set_constants(model, CrystalWindows(windows, TARGETS, SMALL.model.cutoff))
+    set_constants(model, CrystalWindows(windows, TARGETS, SMALL.model))
     assert model.shift.item() == pytest.approx(TARGETS.mean())
     assert model.scale.item() == pytest.approx(TARGETS.std(ddof=1))
     by_hand = np.mean([model.mean_degree(graph(w)).numpy() for w in windows], axis=0)
@@ -232,10 +253,11 @@ def test_drawn_windows_are_windows_of_the_crystal():
     assert item.windows.n_windows == 6
     assert item.share.tolist() == pytest.approx([1 / 6] * 6)
     assert item.target.tolist() == TARGETS[0].tolist()
-    ptr, positions, species = cut_spheres(databases.iza(CODES[0]), item.windows.centers, 6.0)
+    crystal = databases.iza(CODES[0])
+    ptr, positions, atom = cut_spheres(crystal, item.windows.centers, 6.0)
     np.testing.assert_array_equal(item.windows.ptr, ptr)
     np.testing.assert_array_equal(item.windows.positions, positions)
-    np.testing.assert_array_equal(item.windows.species, species)
+    np.testing.assert_array_equal(item.windows.species, crystal.species[atom])
     near = np.linalg.norm(positions[item.pairs.src[:50]] - positions[item.pairs.dst[:50]], axis=1)
     assert (near < SMALL.model.cutoff).all()
 
@@ -296,8 +318,8 @@ def test_application_of_drawn_windows_from_training_to_summary(tmp_path, monkeyp
 @pytest.mark.parametrize("targets", [TARGETS[:3], TARGETS * np.nan, TARGETS[:, 0]])
 def test_bad_targets_are_refused(windows, tmp_path, targets):
     with pytest.raises(DataError, match="targets"):
-        train(SMALL, CrystalWindows(windows, targets, 2.5),
-              CrystalWindows(windows[:1], TARGETS[:1], 2.5), tmp_path)
+        train(SMALL, CrystalWindows(windows, targets, SMALL.model),
+              CrystalWindows(windows[:1], TARGETS[:1], SMALL.model), tmp_path)
 
 
 def test_hyper_parameters_can_be_changed_by_name():

@@ -35,9 +35,10 @@ CONFIG = X3MatConfig(l_max=2, m_max=2, channels=8, heads=2, layers=2, cutoff=2.5
 
 def contributions(net: X3Mat, crystal: Crystal, centers: np.ndarray) -> np.ndarray:
     """Contributions, (W,), of windows around given fractional coordinates."""
-    ptr, positions, species = (
+    ptr, positions, atom = (
         torch.as_tensor(a) for a in cut_spheres(crystal, centers, net.config.radius)
     )
+    species = torch.as_tensor(crystal.species)[atom]
     with torch.no_grad():
         return torch.cat([
             net(positions[ptr[a] : ptr[b]], species[ptr[a] : ptr[b]], ptr[a : b + 1] - ptr[a])

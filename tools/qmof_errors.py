@@ -77,7 +77,8 @@ def main() -> None:
     frame, labels = pd.DataFrame(rows), qmof.labels()[qmof.columns[0]]
     payload = {
         "unit": qmof.unit, "checkpoint": args.checkpoint.name, "fold": about["fold"],
-        "windows_of_each_crystal": CHECKED_WINDOWS, "training": about["training"],
+        "windows_of_each_crystal": CHECKED_WINDOWS[model.config.encoding],
+        "training": about["training"],
     }  # fmt: skip
     for half, part in frame.groupby("half"):
         label = labels[part.name].to_numpy()

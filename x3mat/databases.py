@@ -50,8 +50,9 @@ def iza_codes() -> tuple[str, ...]:
 
 
 @cache
-def iza(code: str) -> Crystal:
-    """The pure-silica framework of an IZA code, in its conventional cell.
+def iza(code: str, symprec: float = SYMPREC) -> Crystal:
+    """The pure-silica framework of an IZA code, in its conventional cell; ``symprec`` as for
+    :func:`x3mat.crystal.crystal_from_arrays`.
 
     Case, and the marks ``-`` and ``*`` of interrupted and partially disordered frameworks, do not
     matter. Raises a DataError if the code is unknown or the package zeose is not installed.
@@ -64,7 +65,7 @@ def iza(code: str) -> Crystal:
     key = code.upper().lstrip("-*")
     if key not in rows:
         raise _unknown(code, key, sorted(rows), "IZA framework")
-    return crystal_from_arrays(*rows[key], name=key)
+    return crystal_from_arrays(*rows[key], symprec=symprec, name=key)
 
 
 @lru_cache(maxsize=1)
@@ -106,7 +107,7 @@ def core_mof_table(subset: Subset = "ASR") -> dict[str, dict[str, str]]:
 
 
 def core_mof(name: str, subset: Subset = "ASR", symprec: float = SYMPREC) -> Crystal:
-    """A crystal of CoRE MOF 2019; ``symprec`` as for :func:`x3mat.crystal.crystal_from_arrays`.
+    """A crystal of CoRE MOF 2019; ``symprec`` as above.
 
     The first few crystals are taken straight from the archive, which takes seconds. Whoever wants
     more has the whole archive read (about a minute) into a compact file in the user's cache

@@ -12,21 +12,28 @@ The first W nodes are *probes*, one at the centre of each window; they hear ever
 window and nothing hears them. The contribution is read from the probe, so that an empty window
 has one too. The other nodes are the atoms. All weights of edges vanish smoothly at the cutoff and
 at the surface of the window: the contribution is a smooth function of the window's centre.
+
+Atoms hear other atoms of their window only (``encoding`` "window", as in the paper), or all their
+neighbours in the crystal ("crystal"). In the first case each window has atoms of its own; in the
+second all windows of a crystal share its atoms, whose features are computed once, and what a
+window tells depends on atoms up to (layers − 1) · cutoff outside of it.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from x3mat.errors import ModelError
+from x3mat.sampling import neighbours
 
 MAX_SPECIES = 100
 PLATEAU = 0.8  # of a cutoff; up to there edges have full weight
@@ -49,10 +56,13 @@ class X3MatConfig:
     radial_hidden: int = 32  # width of the radial network
     feed_forward: int = 64  # channels inside the feed-forward layers
     outputs: int = 1  # properties predicted together
+    encoding: str = "window"  # what atoms hear: their "window" or the whole "crystal"
 
     def __post_init__(self):
-        problems = [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)
-                    if f.name not in ("l_max", "m_max") and not getattr(self, f.name) > 0]
+        problems = [f"{f.name} = {getattr(self, f.name)}" for f in fields(self) if f.name not in
+                    ("l_max", "m_max", "encoding") and not getattr(self, f.name) > 0]
+        if self.encoding not in ("window", "crystal"):
+            problems.append(f"encoding = {self.encoding!r} is not \"window\" or \"crystal\"")
         if not 0 <= self.m_max <= self.l_max:
             problems.append(f"m_max = {self.m_max} is not between 0 and l_max = {self.l_max}")
         if not problems and self.channels % self.heads:
@@ -175,16 +185,20 @@ def envelope(x: Tensor) -> Tensor:
 class WindowGraph:
     """Windows with the pairs of atoms that exchange messages; what the network reads.
 
-    Every shape in the network follows from those here. Atoms are sorted by window, pairs by dst.
-    Atoms that no window needs (padding) sit on the surface, where edges have no weight.
+    Every shape in the network follows from those here. What stands in a window is sorted by
+    window, pairs by dst. In a window stand P = A atoms or, where windows share the atoms of a
+    crystal, P images of A atoms. Atoms that no window needs (padding) sit on the surface, where
+    edges have no weight.
     """
 
-    positions: Tensor  # (A, 3) relative to the window's centre, Å
+    positions: Tensor  # (P, 3) relative to the window's centre, Å
     species: Tensor  # (A,)
-    window: Tensor  # (A,) window of each atom
+    window: Tensor  # (P,) window of each position
     src: Tensor  # (E,) sending and
     dst: Tensor  # (E,) receiving atom of each pair
     n_windows: int
+    atom: Tensor | None = None  # (P,) atom at each position, where windows share atoms
+    vector: Tensor | None = None  # (E, 3) from src to dst, Å, likewise
 
 
 def window_graph(
@@ -573,24 +587,28 @@ class X3Mat(nn.Module):
         """Edges from each atom to the probe of its window, then the pairs.
 
         Weight of a pair: u(r_ij / cutoff) w_i, where w_i = u(\\|r_i\\| / radius) belongs to the
-        sender: an atom fades out of the graph before it leaves the window. To a probe: w_i.
+        sender: an atom fades out of the graph before it leaves the window. To a probe: w_i. Where
+        windows share atoms, pairs have the weight u(r_ij / cutoff).
         """
         positions, src, dst, n_windows = graph.positions, graph.src, graph.dst, graph.n_windows
         inside = envelope(positions.norm(dim=-1) / self.config.radius)
-        sender = inside.index_select(0, src)
-        between = positions.index_select(0, dst) - positions.index_select(0, src)
+        between, atoms = graph.vector, graph.atom
+        if atoms is None:
+            between = positions.index_select(0, dst) - positions.index_select(0, src)
+            atoms = torch.arange(len(positions), device=positions.device)
         vector = torch.cat([-positions, between])
         distance = vector.norm(dim=-1)
         near = envelope(distance[len(positions) :] / self.config.cutoff)
+        if graph.atom is None:
+            near = near * inside.index_select(0, src)
         spacing = self.centers[1] - self.centers[0] if len(self.centers) > 1 else self.centers[0]
-        atoms = torch.arange(n_windows, n_windows + len(positions), device=positions.device)
         nodes = torch.cat([graph.species.new_zeros(n_windows), graph.species])
         elements = torch.arange(MAX_SPECIES + 1, device=positions.device)
         return Edges(
-            src=torch.cat([atoms, src + n_windows]),
+            src=torch.cat([atoms, src]) + n_windows,
             dst=torch.cat([graph.window, dst + n_windows]),
             vector=vector,
-            weight=torch.cat([inside, near * sender]),
+            weight=torch.cat([inside, near]),
             basis=torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2),
             element=(nodes[:, None] == elements).to(positions),
         )
@@ -625,9 +643,9 @@ class X3Mat(nn.Module):
     @torch.no_grad()
     def mean_degree(self, graph: WindowGraph) -> Tensor:
         """Mean sum of edge weights at a probe and at an atom, (2,); see :attr:`degree`."""
-        weight, n_atoms = self._edges(graph).weight, len(graph.positions)
-        return torch.stack([weight[:n_atoms].sum() / max(graph.n_windows, 1),
-                            weight[n_atoms:].sum() / max(n_atoms, 1)])
+        to_probes, pairs = self._edges(graph).weight.tensor_split([len(graph.positions)])
+        return torch.stack([to_probes.sum() / max(graph.n_windows, 1),
+                            pairs.sum() / max(len(graph.species), 1)])
 
     def contributions(self, windows, max_atoms: int = 20_000) -> Tensor:
         """Contributions, (W, outputs), of all windows of a crystal, in chunks of bounded memory."""
@@ -643,22 +661,48 @@ def contributions(
     an executor. Models of one configuration share what does not depend on the weights.
     """
     first = models[0]
-    positions = torch.as_tensor(windows.positions).to(first.shift)
-    species = torch.as_tensor(windows.species).to(first.shift.device)
-    ptr = torch.as_tensor(windows.ptr).to(first.shift.device)
+    if any(model.config != first.config for model in models):
+        return torch.cat([contributions((model,), windows, max_atoms) for model in models])
+    make = crystal_graphs if first.config.encoding == "crystal" else window_graphs
     parts = []
-    for a, b in chunks(windows.ptr, max_atoms):
-        atoms = slice(windows.ptr[a], windows.ptr[b])
-        inputs = positions[atoms], species[atoms], ptr[a : b + 1] - ptr[a]
-        graph = window_graph(*inputs, first.config.cutoff, first.config.radius)
-        one = partial(_contributions, first.config, inputs, graph, first.geometry(graph))
+    for graph in make(windows, first.config, max_atoms, first.shift):
+        one = partial(_contributions, graph, first.geometry(graph))
         parts.append(torch.stack(list(apply(one, models))))
     return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()  # here: the threads of an executor do not inherit it
-def _contributions(config: X3MatConfig, inputs: tuple, graph, geometry, model: X3Mat) -> Tensor:
-    return model.network(graph, geometry) if model.config == config else model(*inputs)
+def _contributions(graph: WindowGraph, geometry: tuple, model: X3Mat) -> Tensor:
+    return model.network(graph, geometry)
+
+
+def window_graphs(
+    windows, config: X3MatConfig, max_atoms: int, like: Tensor
+) -> Iterator[WindowGraph]:
+    """Graphs of runs of windows, of at most ``max_atoms`` atoms (at least one window) each;
+    dtype and device are those of ``like``."""
+    positions, ptr = torch.as_tensor(windows.positions).to(like), torch.as_tensor(windows.ptr)
+    species, ptr = torch.as_tensor(windows.species).to(like.device), ptr.to(like.device)
+    for a, b in chunks(windows.ptr, max_atoms):
+        atoms = slice(windows.ptr[a], windows.ptr[b])
+        yield window_graph(positions[atoms], species[atoms], ptr[a : b + 1] - ptr[a],
+                           config.cutoff, config.radius)
+
+
+def crystal_graphs(
+    windows, config: X3MatConfig, max_atoms: int, like: Tensor
+) -> Iterator[WindowGraph]:
+    """The same with the atoms of the crystal, which all windows of a run share."""
+    crystal = windows.crystal
+    src, dst, vector = (torch.as_tensor(x).to(like.device)
+                        for x in neighbours(crystal, config.cutoff))
+    positions, atom = torch.as_tensor(windows.positions).to(like), torch.as_tensor(windows.atom)
+    atom, species = atom.to(like.device), torch.tensor(crystal.species).to(like.device)
+    for a, b in chunks(windows.ptr, max_atoms):
+        part = slice(windows.ptr[a], windows.ptr[b])
+        window = np.repeat(np.arange(b - a), np.diff(windows.ptr[a : b + 1]))
+        yield WindowGraph(positions[part], species, torch.as_tensor(window).to(like.device), src,
+                          dst, b - a, atom[part], vector.to(like))
 
 
 def affordable_atoms(

@@ -144,7 +144,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
         if kind["outputs"] != 1:
             raise ModelError(file, f"it predicts {kind['outputs']} properties at once",
                              "Give a model of one property.")
-        shared = ("application", "property", "unit", "conditions", "radius", "step")
+        shared = ("application", "property", "unit", "conditions", "radius", "step",
+                  "encoding")
         if differing := [key for key in shared if kind.get(key) != kinds[0].get(key)]:
             raise ModelError(path, f"{file.name} and {files[0].name} differ in"
                              f" {', '.join(differing)}", "Put only one kind of model in a folder.")

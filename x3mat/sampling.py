@@ -50,6 +50,8 @@ class Windows:
     origin: np.ndarray  # (3,) float64; fractional coordinates of grid point (0, 0, 0)
     radius: float  # of the sphere, Å
     step: float  # largest allowed grid spacing, Å
+    atom: np.ndarray  # (A,) int64; which atom of the crystal each atom is an image of
+    crystal: Crystal
 
     @property
     def n_windows(self) -> int:
@@ -130,10 +132,11 @@ def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, sym
     orbit = grid_orbits(crystal, points) if symmetry else np.arange(math.prod(points))
     kept, weights = np.unique(orbit, return_counts=True)
     centers = np.stack(np.unravel_index(kept, points), axis=1) / np.array(points) + crystal.origin
+    ptr, positions, atom = cut_spheres(crystal, centers, radius)
     return Windows(
         centers % 1.0 % 1.0,  # twice: −1e-17 % 1.0 is 1.0
-        weights.astype(np.int64), *cut_spheres(crystal, centers, radius), points,
-        np.searchsorted(kept, orbit), crystal.origin, float(radius), float(step))
+        weights.astype(np.int64), ptr, positions, crystal.species[atom], points,
+        np.searchsorted(kept, orbit), crystal.origin, float(radius), float(step), atom, crystal)
 
 
 def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple[int, int, int]:
@@ -187,7 +190,8 @@ def cut_spheres(
     """Atoms within ``radius`` + 1e-6 Å of each centre, every periodic image once.
 
     ``centers``, (W, 3), are fractional; ``radius`` is in Å. Returns ``ptr``, (W + 1,) int64,
-    ``positions``, (A, 3) float64, relative to the centre in Å, and ``species``, (A,) int64.
+    ``positions``, (A, 3) float64, relative to the centre in Å, and ``atom``, (A,) int64: which
+    atom of the crystal it is an image of.
     """
     reach = (radius + EDGE) * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
     wrapped = centers % 1.0
@@ -199,7 +203,24 @@ def cut_spheres(
     index = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=int(counts.sum()))
     ptr = np.concatenate([[0], np.cumsum(counts)])
     positions = atoms[index] - np.repeat(centers_xyz, counts, axis=0)
-    return ptr, positions, crystal.species[source[index]]
+    return ptr, positions, source[index]
+
+
+def neighbours(crystal: Crystal, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of atoms of a crystal closer than ``cutoff`` (Å), periodic images included.
+
+    Returns ``src`` and ``dst``, (E,) int64, sorted by dst, and the vectors from one to the other,
+    (E, 3) float64, in Å. A pair occurs as often as there are images within the cutoff.
+
+    >>> from x3mat import databases
+    >>> src, dst, vector = neighbours(databases.iza("SOD"), 1.7)  # two O of Si, four Si of O
+    >>> len(src), np.bincount(dst).tolist()[:2]
+    (96, [4, 4])
+    """
+    ptr, positions, src = cut_spheres(crystal, crystal.frac_coords, cutoff)
+    dst = np.repeat(np.arange(crystal.n_atoms), np.diff(ptr))
+    other = (positions**2).sum(axis=1) > EDGE  # not the atom itself
+    return src[other], dst[other], -positions[other]
 
 
 def _translations_about_origin(crystal: Crystal) -> np.ndarray:

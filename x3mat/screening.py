@@ -185,13 +185,20 @@ def evaluate(
 
 def means(models: Sequence[X3Mat], every: Sequence[Windows], max_atoms: int = MAX_ATOMS) -> Tensor:
     """Ŷ = Σ m_w y_w / Σ m_w of some crystals, (models, crystals, outputs), float64."""
-    joined = replace(every[0], positions=np.concatenate([w.positions for w in every]),
-                     species=np.concatenate([w.species for w in every]),
-                     ptr=np.cumsum(np.concatenate([[0], *(w.atoms_per_window for w in every)])))
-    y = contributions(models, joined, max_atoms).double()
+    if models[0].config.encoding == "crystal":
+        parts = [contributions(models, w, max_atoms) for w in every]
+    else:
+        parts = [contributions(models, _joined(every), max_atoms)]
+    y = torch.cat(parts, dim=1).double()
     share = np.concatenate([w.weights / w.n_windows for w in every])
     weighted = y * torch.as_tensor(share, device=y.device)[:, None]
     return torch.stack([x.sum(1) for x in weighted.split([w.n_orbits for w in every], 1)], 1)
+
+
+def _joined(every: Sequence[Windows]) -> Windows:
+    return replace(every[0], positions=np.concatenate([w.positions for w in every]),
+                   species=np.concatenate([w.species for w in every]),
+                   ptr=np.cumsum(np.concatenate([[0], *(w.atoms_per_window for w in every)])))
 
 
 def _budget(models: Sequence[X3Mat], windows: Windows) -> int:
@@ -201,7 +208,7 @@ def _budget(models: Sequence[X3Mat], windows: Windows) -> int:
         return MAX_ATOMS
     atoms = windows.ptr[max(number, 1)]
     trial = replace(windows, positions=windows.positions[:atoms], species=windows.species[:atoms],
-                    ptr=windows.ptr[: max(number, 1) + 1])
+                    atom=windows.atom[:atoms], ptr=windows.ptr[: max(number, 1) + 1])
     fitting = affordable_atoms(lambda: contributions(models, trial, atoms), atoms, device)
     return min(GPU_ATOMS, fitting)
 

@@ -44,14 +44,15 @@ from x3mat.descriptors import describe
 from x3mat.errors import DataError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint
 from x3mat.predict import Ensemble
-from x3mat.sampling import Windows, cut_spheres, sample_windows
+from x3mat.sampling import Windows, cut_spheres, neighbours, sample_windows
 from x3mat.screening import digest, for_each, processes, screen
 
 #: Inverse powers of the root g of g⁴ = g + 1 (see :class:`DrawnWindows`).
 STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)
 EXAMPLES = 64  # batches of each of two epochs whose sizes are captured
 CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
-CHECKED_WINDOWS = 8  # of each crystal in a validation on drawn windows
+#: Windows of each crystal in a validation on drawn windows, by what atoms hear.
+CHECKED_WINDOWS = {"window": 8, "crystal": 32}
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
@@ -76,30 +77,38 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of several crystals and the crystals' targets."""
+    """Windows of several crystals and the crystals' targets.
 
-    positions: Tensor  # (A, 3) Å
+    It can be cut into U units, windows or, where these share atoms, crystals. Of each kind of rows,
+    ``ptr`` has the offsets of the units, (U + 1,).
+    """
+
+    positions: Tensor  # (P, 3) Å
     species: Tensor  # (A,)
-    window: Tensor  # (A,) window of each atom
+    window: Tensor  # (P,) window of each position
     src: Tensor  # (E,) atoms of each pair
     dst: Tensor  # (E,)
     crystal: Tensor  # (W,) crystal that each window belongs to
     share: Tensor  # (W,) m_w / Σ m; sums to 1 for each crystal
     target: Tensor  # (B, outputs)
-    atom_ptr: np.ndarray  # (W + 1,) offsets of the windows among the atoms
-    pair_ptr: np.ndarray  # (W + 1,) and among the pairs
+    ptr: dict[str, np.ndarray]  # of the units among "windows", "positions", "atoms" and "pairs"
+    atom: Tensor | None = None  # (P,) and
+    vector: Tensor | None = None  # (E, 3) as in WindowGraph, where windows share atoms
 
     def to(self, device) -> Batch:  # Lightning calls it, too
         return replace(self, **{k: v.to(device, non_blocking=True)
                                 for k, v in vars(self).items() if isinstance(v, Tensor)})
 
-    def graph(self, start: int, stop: int) -> WindowGraph:
-        """The windows start to stop."""
-        first, last = self.atom_ptr[start], self.atom_ptr[stop]
-        pairs = slice(self.pair_ptr[start], self.pair_ptr[stop])
+    def graph(self, start: int = 0, stop: int = -1) -> WindowGraph:
+        """The units start to stop."""
+        part = {name: slice(ptr[start], ptr[stop]) for name, ptr in self.ptr.items()}
+        positions, pairs, windows = part["positions"], part["pairs"], part["windows"]
+        first = part["atoms"].start
+        shared = () if self.atom is None else (self.atom[positions] - first, self.vector[pairs])
         return WindowGraph(
-            self.positions[first:last], self.species[first:last], self.window[first:last] - start,
-            self.src[pairs] - first, self.dst[pairs] - first, stop - start)
+            self.positions[positions], self.species[part["atoms"]],
+            self.window[positions] - windows.start, self.src[pairs] - first,
+            self.dst[pairs] - first, int(windows.stop - windows.start), *shared)
 
 
 def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
@@ -108,7 +117,7 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     Each chunk's activations are dropped and recomputed in the backward pass unless one chunk
     holds the whole batch.
     """
-    parts = chunks(batch.atom_ptr.tolist(), max_atoms)
+    parts = chunks(batch.ptr["positions"].tolist(), max_atoms)
     recompute = len(parts) > 1 and torch.is_grad_enabled()
     contributions = [
         checkpoint(model.network, batch.graph(a, b), use_reentrant=False) if recompute
@@ -124,15 +133,15 @@ class Replayed:
     Launching the thousand small kernels of a step takes longer than running them. A CUDA graph
     launches them all at once, but needs fixed shapes: batches are padded to one of a few sizes,
     each a quarter octave larger than the last. Padding has no weight, so results are the same.
-    A graph can be captured only while no other gradient is pending, so that all sizes have to be
-    named beforehand; a batch larger than all of them takes the ordinary path. ``crystals`` and
-    ``windows`` are the largest numbers in a batch; a graph is captured for the size of each of the
-    ``examples``.
+    A graph can be captured only while no other gradient is pending, so that all sizes (numbers of
+    atoms, pairs and positions) have to be named beforehand; a batch larger than all of them takes
+    the ordinary path. ``crystals`` and ``windows`` are the largest numbers in a batch; a graph is
+    captured for the size of each of the ``examples``.
     """
 
     def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
         self.model, self.crystals, self.windows = model, crystals, windows
-        self.captured: dict[tuple[int, int], Callable] = {}
+        self.captured: dict[tuple[int, ...], Callable] = {}
         pool = torch.cuda.graph_pool_handle()
         largest_first = {self._size(b): b for b in sorted(examples, key=lambda b: -len(b.src))}
         for size, batch in largest_first.items():
@@ -141,33 +150,40 @@ class Replayed:
 
     def __call__(self, batch: Batch) -> Tensor | None:
         """Ŷ of each crystal, (B, outputs), or None where no captured size is large enough."""
-        atoms, pairs = self._least(batch)
-        fitting = [size for size in self.captured if size[0] >= atoms and size[1] >= pairs]
+        least = self._least(batch)
+        fitting = [size for size in self.captured
+                   if all(a >= b for a, b in zip(size, least, strict=True))]
         if not fitting:
             return None
-        size = min(fitting, key=lambda s: s[0] + s[1])
-        return self.captured[size](*self._pad(batch, size))[: len(batch.target)]
+        return self.captured[min(fitting, key=sum)](
+            *self._pad(batch, min(fitting, key=sum)))[: len(batch.target)]
 
     @staticmethod
-    def _least(batch: Batch) -> tuple[int, int]:
-        """Atoms, some of them padding that can share the added pairs, and pairs."""
-        return 17 * len(batch.species) // 16 + 1, len(batch.src)
+    def _least(batch: Batch) -> tuple[int, ...]:
+        """Atoms, some of them padding that can share the added pairs, pairs, and, where they are
+        others than the atoms, positions."""
+        shared = () if batch.atom is None else (len(batch.positions),)
+        return 17 * len(batch.species) // 16 + 1, len(batch.src), *shared
 
-    def _size(self, batch: Batch) -> tuple[int, int]:
+    def _size(self, batch: Batch) -> tuple[int, ...]:
         return tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 1)) / 4))
                      for n in self._least(batch))
 
-    def _pad(self, batch: Batch, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        windows = self.windows + size[0] // 64 + 1
-        return pad(batch, *size, windows, self.model.config.radius)
+    def _pad(self, batch: Batch, size: tuple[int, ...]) -> tuple[Tensor, ...]:
+        windows = self.windows + size[-1 if batch.atom is not None else 0] // 64 + 1
+        return pad(batch, size, windows, self.model.config)
 
 
-def pad(batch: Batch, atoms: int, pairs: int, windows: int, radius: float) -> tuple[Tensor, ...]:
+def pad(
+    batch: Batch, size: tuple[int, ...], windows: int, config: X3MatConfig
+) -> tuple[Tensor, ...]:
     """The arguments of :class:`PaddedMean`: a batch with at least one atom and window more.
 
     Atoms are added on the surface of windows without a share, and pairs from these atoms to all:
     none has an effect. Both are spread evenly, since sums over a node's edges are made in a row.
+    Where windows share atoms, the pairs are as long as the cutoff.
     """
+    atoms, pairs, positions = size if batch.atom is not None else (*size, size[0])
 
     def longer(x: Tensor, n: int, value: float) -> Tensor:
         return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
@@ -178,10 +194,12 @@ def pad(batch: Batch, atoms: int, pairs: int, windows: int, radius: float) -> tu
 
     n_atoms = len(batch.species)
     dst, order = spread(batch.dst, pairs, 0, atoms).sort(stable=True)
-    return (longer(batch.positions, atoms, radius), longer(batch.species, atoms, 1),
-            spread(batch.window, atoms, len(batch.share), windows),
+    shared = () if batch.atom is None else (spread(batch.atom, positions, n_atoms, atoms),
+                                            longer(batch.vector, pairs, config.cutoff)[order])
+    return (longer(batch.positions, positions, config.radius), longer(batch.species, atoms, 1),
+            spread(batch.window, positions, len(batch.share), windows),
             spread(batch.src, pairs, n_atoms, atoms)[order], dst,
-            longer(batch.crystal, windows, 0), longer(batch.share, windows, 0.0))
+            longer(batch.crystal, windows, 0), longer(batch.share, windows, 0.0), *shared)
 
 
 class PaddedMean(torch.nn.Module):
@@ -191,8 +209,8 @@ class PaddedMean(torch.nn.Module):
         super().__init__()
         self.model, self.crystals = model, crystals
 
-    def forward(self, positions, species, window, src, dst, crystal, share) -> Tensor:
-        graph = WindowGraph(positions, species, window, src, dst, len(share))
+    def forward(self, positions, species, window, src, dst, crystal, share, *shared) -> Tensor:
+        graph = WindowGraph(positions, species, window, src, dst, len(share), *shared)
         weighted = self.model.network(graph) * share[:, None]
         out = weighted.new_zeros(self.crystals, weighted.shape[1])
         return out.index_add(0, crystal, weighted)
@@ -203,9 +221,10 @@ class PaddedMean(torch.nn.Module):
 class Pairs(NamedTuple):
     """Pairs of atoms within the cutoff, for all windows of a crystal."""
 
-    ptr: np.ndarray  # (W + 1,) offsets of the windows
-    src: np.ndarray  # (E,) int32, counted from the first atom of the window
+    ptr: np.ndarray  # (W + 1,) offsets of the windows; [0, E] where they share atoms
+    src: np.ndarray  # (E,) int32, counted from the first atom of the window, or in the crystal
     dst: np.ndarray  # (E,)
+    vector: np.ndarray | None  # (E, 3) from src to dst, Å, where windows share atoms
 
 
 class Item(NamedTuple):
@@ -219,8 +238,13 @@ class Item(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def find_pairs(windows: Windows, cutoff: float) -> Pairs:
-    """The pairs of :func:`x3mat.model.window_graph`, by a search tree, for many epochs."""
+def find_pairs(windows: Windows, config: X3MatConfig) -> Pairs:
+    """The pairs of :func:`x3mat.model.window_graph`, by a search tree, for many epochs; of
+    :func:`x3mat.sampling.neighbours` where windows share atoms."""
+    cutoff = config.cutoff
+    if config.encoding == "crystal":
+        src, dst, vector = neighbours(windows.crystal, cutoff)
+        return Pairs(np.array([0, len(src)]), src.astype(np.int32), dst.astype(np.int32), vector)
     window = np.repeat(np.arange(windows.n_orbits), windows.atoms_per_window)
     apart = np.zeros((len(window), 3))
     apart[:, 0] = window * (2 * windows.radius + 2 * cutoff)
@@ -232,7 +256,7 @@ def find_pairs(windows: Windows, cutoff: float) -> Pairs:
     src, dst = src[order], dst[order]
     ptr = np.concatenate([[0], np.cumsum(np.bincount(window[dst], minlength=windows.n_orbits))])
     first = windows.ptr[window[dst]]
-    return Pairs(ptr, (src - first).astype(np.int32), (dst - first).astype(np.int32))
+    return Pairs(ptr, (src - first).astype(np.int32), (dst - first).astype(np.int32), None)
 
 
 @dataclass(eq=False, repr=False)
@@ -251,7 +275,7 @@ class CrystalWindows(Dataset):
 
     windows: Sequence[Windows]
     targets: np.ndarray  # (n, outputs)
-    cutoff: float  # Å
+    config: X3MatConfig
     windows_per_crystal: int | None = None  # None for all
     refine: int = 1
     seed: int = 0
@@ -259,7 +283,7 @@ class CrystalWindows(Dataset):
     pairs: Sequence[Pairs] | None = None  # found if not given
 
     def __post_init__(self) -> None:
-        self.pairs = self.pairs or [find_pairs(w, self.cutoff) for w in self.windows]
+        self.pairs = self.pairs or [find_pairs(w, self.config) for w in self.windows]
 
     def at_epoch(self, epoch: int) -> CrystalWindows:
         """The same crystals with the draws of another epoch."""
@@ -312,35 +336,48 @@ class DrawnWindows(Dataset):
         k = np.arange(self.windows_per_crystal)
         start = np.random.default_rng([self.seed, self.epoch, i]).random(3)
         centers = (start + k[:, None] * STRIDE) % 1.0
-        atoms = cut_spheres(self.crystal(self.names[i]), centers, self.config.radius)
-        windows = Windows(centers, np.ones(len(k), np.int64), *atoms, (len(k), 1, 1), k, start,
-                          self.config.radius, self.config.step)
-        pairs = find_pairs.__wrapped__(windows, self.config.cutoff)  # never asked for again
+        crystal = self.crystal(self.names[i])
+        ptr, positions, atom = cut_spheres(crystal, centers, self.config.radius)
+        windows = Windows(centers, np.ones(len(k), np.int64), ptr, positions, crystal.species[atom],
+                          (len(k), 1, 1), k, start, self.config.radius, self.config.step, atom,
+                          crystal)
+        pairs = find_pairs.__wrapped__(windows, self.config)  # never asked for again
         return Item(windows, pairs, k, np.full(len(k), 1 / len(k)), self.targets[i])
 
 
 def collate(items: Sequence[Item]) -> Batch:
     """Join the items of :class:`CrystalWindows` or :class:`DrawnWindows`."""
-    parts = []
+    parts, shared = [], items[0].pairs.vector is not None
     for windows, pairs, index, _, _ in items:
-        atoms, n_atoms = _ragged(windows.ptr, index)
-        edges, n_pairs = _ragged(pairs.ptr, index)
-        parts.append((windows.positions[atoms], windows.species[atoms], n_atoms,
-                      pairs.src[edges], pairs.dst[edges], n_pairs))
-    positions, species, n_atoms, src, dst, n_pairs = map(np.concatenate, zip(*parts, strict=True))
-    atom_ptr, pair_ptr = (np.concatenate([[0], np.cumsum(n)]) for n in (n_atoms, n_pairs))
-    first = np.repeat(atom_ptr[:-1], n_pairs)  # pairs count from the first atom of their window
+        rows, n_rows = _ragged(windows.ptr, index)
+        edges, n_pairs = _ragged(pairs.ptr, np.array([0]) if shared else index)
+        species = windows.crystal.species if shared else windows.species[rows]
+        parts.append((windows.positions[rows], species, n_rows, pairs.src[edges], pairs.dst[edges],
+                      n_pairs, np.array([len(species)]), np.array([len(rows)]),
+                      np.array([len(index)]), windows.atom[rows],
+                      pairs.vector[edges] if shared else np.empty(0)))
+    (positions, species, n_rows, src, dst, n_pairs, n_atoms, n_positions, n_windows, atom,
+     vector) = map(np.concatenate, zip(*parts, strict=True))
+    if not shared:  # the units are windows
+        n_atoms = n_positions = n_rows
+        n_windows = np.ones_like(n_rows)
+    ptr = {name: np.concatenate([[0], np.cumsum(n)]) for name, n in
+           (("windows", n_windows), ("positions", n_positions), ("atoms", n_atoms),
+            ("pairs", n_pairs))}
+    first = np.repeat(ptr["atoms"][:-1], n_pairs)  # pairs count from the first atom of their unit
     as_float = torch.get_default_dtype()
     return Batch(
         positions=torch.as_tensor(positions, dtype=as_float),
         species=torch.as_tensor(species),
-        window=torch.as_tensor(np.repeat(np.arange(len(n_atoms)), n_atoms)),
+        window=torch.as_tensor(np.repeat(np.arange(len(n_rows)), n_rows)),
         src=torch.as_tensor(src + first),
         dst=torch.as_tensor(dst + first),
         crystal=torch.as_tensor(np.repeat(np.arange(len(items)), [len(i.index) for i in items])),
         share=torch.as_tensor(np.concatenate([i.share for i in items]), dtype=as_float),
         target=torch.as_tensor(np.stack([i.target for i in items]), dtype=as_float),
-        atom_ptr=atom_ptr, pair_ptr=pair_ptr,
+        ptr=ptr,
+        atom=torch.as_tensor(atom + np.repeat(ptr["atoms"][:-1], n_positions)) if shared else None,
+        vector=torch.as_tensor(vector, dtype=as_float) if shared else None,
     )
 
 
@@ -446,7 +483,7 @@ def set_constants(model: X3Mat, train: Crystals) -> None:
     chosen = np.linspace(0, len(train) - 1, min(len(train), 1_000)).round().astype(int)
     with torch.no_grad():
         batches = [collate([train[i]]) for i in chosen]
-        degrees = torch.stack([model.mean_degree(b.graph(0, len(b.share))) for b in batches])
+        degrees = torch.stack([model.mean_degree(b.graph()) for b in batches])
         targets = torch.tensor(train.targets, dtype=model.shift.dtype)
         model.degree.copy_(degrees.mean(0).clamp(min=1e-3))
         model.shift.copy_(targets.mean(0))
@@ -527,13 +564,13 @@ def crystals_of(
     """
     targets = application.labels().loc[list(names), list(application.columns)].to_numpy(float)
     if application.drawn:
-        number = config.windows_per_crystal if training else CHECKED_WINDOWS
+        number = config.windows_per_crystal if training else CHECKED_WINDOWS[config.model.encoding]
         crystal = partial(application.crystal, symprec=0.0)  # the points drawn have no orbits
         return DrawnWindows(names, crystal, targets, config.model, number, config.seed)
     refine = config.refine if training else 1
     windows = application_windows(application, names, config.model, refine)
     draw = (config.windows_per_crystal, refine, config.seed) if training else ()
-    return CrystalWindows(windows, targets, config.model.cutoff, *draw)
+    return CrystalWindows(windows, targets, config.model, *draw)
 
 
 def application_windows(

@@ -48,7 +48,8 @@ def window_view(
     orange. With `cutoff`, the edges between atoms of the window are drawn as thin lines.
     """
     center = np.asarray(center, dtype=float) % 1.0
-    _, positions, species = cut_spheres(crystal, center[None], radius)
+    _, positions, atom = cut_spheres(crystal, center[None], radius)
+    species = crystal.species[atom]
     middle = center @ crystal.lattice
     fractional = (positions + middle) @ np.linalg.inv(crystal.lattice)
     inside = ((fractional > -1e-6) & (fractional < 1 - 1e-6)).all(axis=1)
