@@ -157,10 +157,12 @@ def test_batches_and_their_parts_give_what_contributions_give(windows, encoding)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_replayed_steps_are_those_of_the_reference(windows):
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+def test_replayed_steps_are_those_of_the_reference(windows, encoding):
     torch.manual_seed(0)
-    model = X3Mat(SMALL.model).cuda()
-    data = CrystalWindows(windows, TARGETS, SMALL.model)
+    config = replace(SMALL.model, encoding=encoding, layers=2, channels=16)
+    model = X3Mat(config).cuda()
+    data = CrystalWindows(windows, TARGETS, config)
     batches = [collate([data[i] for i in part]).to("cuda") for part in ((0, 1), (2, 3))]
     replayed = Replayed(model, 2, max(len(b.share) for b in batches), batches)
     for batch in batches:
