@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import qmof_split as qs
+import mof_split as qs
 
 from x3mat import paths, results
 from x3mat.errors import DataError
@@ -20,7 +20,7 @@ N = 18_872
 @pytest.fixture(scope="module")
 def splits():
     """The three lists of each committed split."""
-    written = json.loads((paths.data() / qs.APPLICATION / "folds.json").read_text())
+    written = json.loads((paths.data() / "qmof-gap" / "folds.json").read_text())
     assert set(written) == {"seed", "rule", "folds"}
     assert written["seed"] == 0
     return [[fold["train"], *fold["halves"]] for fold in written["folds"]]
@@ -228,7 +228,7 @@ def test_cut_keeps_groups_whole():
     group = np.unique(rng.integers(0, 400, 1000), return_inverse=True)[1]
     largest = np.bincount(group).max()
     for seed in range(3):
-        parts = qs.cut(group, seed)
+        parts = qs.cut(group, seed, (0.7, 0.15))
         assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
         assert sum(len(set(group[part].tolist())) for part in parts) == group.max() + 1
         for part, share in zip(parts, (700, 150, 150), strict=True):

@@ -1,7 +1,8 @@
-"""Split the QMOF crystals; write data/qmof-gap/folds.json and data/results/qmof-gap/split.json.
+"""Split the crystals of an application on MOFs; write its folds.json and split.json.
 
 Fold 0 keeps duplicates and near-duplicates together, fold 1 is plainly random. Both train on seven
-tenths; the rest is halved into validation and test.
+tenths of the QMOF crystals, or on four fifths of those of CoRE MOF; the rest is halved into
+validation and test.
 
 Near-duplicates are crystals of the same composition whose bonds form the same graph, as far as
 colour refinement (Weisfeiler-Lehman) tells. Atoms are bonded if their distance is below the sum of
@@ -14,7 +15,8 @@ agree at any of several are in one group, and so are those linked through a thir
 Graphs that are alike around every atom count as the same: nets of the same linkers and nodes but
 of another topology, such as polymorphs of ZIFs, are in one group.
 
-The crystals (qmof.npz) are read from the folder that X3MAT_DATA names.
+The crystals of QMOF (qmof.npz) are read from the folder that X3MAT_DATA names, those of CoRE MOF
+2019 from the package core-mof.
 """
 
 from __future__ import annotations
@@ -35,20 +37,22 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from x3mat import paths, results
+from x3mat.applications import application
 
-EXAMPLES = """example:
-  X3MAT_DATA=folder python tools/qmof_split.py      # about a minute on one core
+EXAMPLES = """examples:
+  X3MAT_DATA=folder python tools/mof_split.py qmof-gap      # about a minute on one core
+  python tools/mof_split.py mof-n2
 """
-APPLICATION = "qmof-gap"
 TOLERANCES = (0.1, 0.2, 0.3, 0.4, 0.5)  # Å
 ROUNDS = 16  # more than the graphs need: 12 and 24 give the same groups
-TRAIN, VALIDATION = 0.7, 0.15
+#: Shares of the crystals in training and validation set.
+SHARES = {"qmof-gap": (0.7, 0.15), "mof-n2": (0.8, 0.1)}
 SAME_PLACE = 0.1  # Å; an atom is no neighbour of itself
 PARTS = ("train", "validation", "test")
 RULES = (
     "fold 0: groups of near-duplicates, numbered by their first id, in the order of numpy "
-    "default_rng(seed).permutation, cut at the ends of groups nearest to 70 % and 85 % of the "
-    "crystals; fold 1: default_rng(seed).permutation of sorted ids, cut at 70 % and 85 %; train, "
+    "default_rng(seed).permutation, cut at the ends of groups nearest to {0} % and {1} % of the "
+    "crystals; fold 1: default_rng(seed).permutation of sorted ids, cut at {0} % and {1} %; train, "
     "then halves: validation, test"
 )
 
@@ -77,6 +81,15 @@ def read(path: Path) -> dict[str, Atoms]:
             packed["frac"][part].astype(float),
         )
     return found
+
+
+def crystals_of(name: str) -> dict[str, Atoms]:
+    """The crystals of an application by name, in the order of names."""
+    if name == "qmof-gap":
+        return read(paths.external() / "qmof.npz")
+    chosen = application(name)
+    found = (chosen.crystal(crystal, symprec=0.0) for crystal in sorted(chosen.labels().index))
+    return {c.name: Atoms(c.lattice, c.species, c.frac_coords) for c in found}
 
 
 def near(atoms: Atoms, tolerance: float) -> Bonds:
@@ -167,14 +180,14 @@ def groups(hashes: list[tuple[str, ...]]) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse]
 
 
-def cut(group: np.ndarray, seed: int) -> list[np.ndarray]:
+def cut(group: np.ndarray, seed: int, shares: tuple[float, float]) -> list[np.ndarray]:
     """Indices of the training, validation and test parts; groups stay whole."""
     sizes = np.bincount(group)
     order = np.random.default_rng(seed).permutation(len(sizes))
     ends = np.concatenate([[0], np.cumsum(sizes[order])])
     place = np.empty(len(order), dtype=int)
     place[order] = np.arange(len(order))
-    goals = len(group) * np.array([TRAIN, TRAIN + VALIDATION])
+    goals = len(group) * np.cumsum(shares)
     marks = np.abs(ends - goals[:, None]).argmin(1)
     part = np.searchsorted(marks, place[group], side="right")
     return [np.flatnonzero(part == k) for k in range(len(PARTS))]
@@ -217,30 +230,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("application", choices=list(SHARES))
     parser.add_argument("--seed", type=int, default=0, help="of both splits (default 0)")
     arguments = parser.parse_args()
-    start = time.perf_counter()
-    crystals = read(paths.external() / "qmof.npz")
+    start, name, shares = time.perf_counter(), arguments.application, SHARES[arguments.application]
+    crystals = crystals_of(name)
     ids = np.array(list(crystals))
     hashes = [graph_hashes(atoms) for atoms in tqdm(crystals.values(), desc="graphs")]
     group = groups(hashes)
     formula = groups([(composition(atoms),) for atoms in crystals.values()])
     if len(set(zip(group.tolist(), formula.tolist(), strict=True))) != group.max() + 1:
         raise ValueError("a group holds several compositions")
-    names = ("grouped", "random")
-    splits = [cut(group, arguments.seed), cut(np.arange(len(ids)), arguments.seed)]
+    splits = [cut(numbers, arguments.seed, shares) for numbers in (group, np.arange(len(ids)))]
     folds = [[ids[part].tolist() for part in parts] for parts in splits]
-    path = paths.data() / APPLICATION / "folds.json"
-    write_folds(path, {"seed": arguments.seed, "rule": RULES}, folds)
+    path = paths.data() / name / "folds.json"
+    rule = RULES.format(*(f"{100 * x:.0f}" for x in np.cumsum(shares)))
+    write_folds(path, {"seed": arguments.seed, "rule": rule}, folds)
     described = {}
-    for fold, (name, parts) in enumerate(zip(names, splits, strict=True)):
+    for fold, (kind, parts) in enumerate(zip(("grouped", "random"), splits, strict=True)):
         duplicates = in_train(group, parts)
-        described[name] = {
+        described[kind] = {
             "fold": fold,
             **{part: len(members) for part, members in zip(PARTS, parts, strict=True)},
             "near_duplicate_in_train": {**duplicates, "rest": sum(duplicates.values())},
         }
-        print(name, described[name])
+        print(kind, described[kind])
     sizes = Counter(np.bincount(group).tolist())
     payload = {
         "crystals": len(ids),
@@ -264,8 +278,8 @@ def main() -> None:
         "splits": described,
     }
     results.write(
-        f"{APPLICATION}/split.json", payload, seed=arguments.seed,
-        command=f"python tools/qmof_split.py --seed {arguments.seed}",
+        f"{name}/split.json", payload, seed=arguments.seed,
+        command=f"python tools/mof_split.py {name} --seed {arguments.seed}",
         wall_s=time.perf_counter() - start,
     )  # fmt: skip
     print(path.name, payload["groups"])
