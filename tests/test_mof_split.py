@@ -7,9 +7,9 @@ import json
 from collections import defaultdict
 from dataclasses import replace
 
+import mof_split as qs
 import numpy as np
 import pytest
-import mof_split as qs
 
 from x3mat import paths, results
 from x3mat.errors import DataError
