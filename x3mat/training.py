@@ -66,6 +66,7 @@ class TrainConfig:
     crystals_per_step: int = 8  # batch size
     windows_per_crystal: int = 24  # drawn in each step; crystals with fewer orbits give all
     refine: int = 1  # grids of windows are moved at random by multiples of 1/refine of the spacing
+    jitter: float = 0.0  # Å; atoms of drawn windows are displaced at random, with this deviation
     learning_rate: float = 3e-3  # AdamW's peak rate
     weight_decay: float = 1e-3  # AdamW's
     clip: float = 10.0  # largest norm of the gradient
@@ -324,6 +325,7 @@ class DrawnWindows(Dataset):
     windows_per_crystal: int
     seed: int = 0
     epoch: int = 0
+    jitter: float = 0.0  # Å; standard deviation of random displacements of the atoms, along x, y, z
 
     def at_epoch(self, epoch: int) -> DrawnWindows:
         """The same crystals with the draws of another epoch."""
@@ -334,9 +336,14 @@ class DrawnWindows(Dataset):
 
     def __getitem__(self, i: int) -> Item:
         k = np.arange(self.windows_per_crystal)
-        start = np.random.default_rng([self.seed, self.epoch, i]).random(3)
+        rng = np.random.default_rng([self.seed, self.epoch, i])
+        start = rng.random(3)
         centers = (start + k[:, None] * STRIDE) % 1.0
         crystal = self.crystal(self.names[i])
+        if self.jitter:
+            moved = rng.normal(scale=self.jitter, size=(crystal.n_atoms, 3))
+            moved = crystal.frac_coords + moved @ np.linalg.inv(crystal.lattice)
+            crystal = replace(crystal, frac_coords=moved % 1.0)
         ptr, positions, atom = cut_spheres(crystal, centers, self.config.radius)
         windows = Windows(centers, np.ones(len(k), np.int64), ptr, positions, crystal.species[atom],
                           (len(k), 1, 1), k, start, self.config.radius, self.config.step, atom,
@@ -566,7 +573,8 @@ def crystals_of(
     if application.drawn:
         number = config.windows_per_crystal if training else CHECKED_WINDOWS[config.model.encoding]
         crystal = partial(application.crystal, symprec=0.0)  # the points drawn have no orbits
-        return DrawnWindows(names, crystal, targets, config.model, number, config.seed)
+        return DrawnWindows(names, crystal, targets, config.model, number, config.seed,
+                            jitter=config.jitter if training else 0.0)
     refine = config.refine if training else 1
     windows = application_windows(application, names, config.model, refine)
     draw = (config.windows_per_crystal, refine, config.seed) if training else ()
