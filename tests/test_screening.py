@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on(ensemble, tmp_path, monkeypatch):
         screen(ensemble, tmp_path / "out", read=killed, max_atoms=1)
     done = screening.read_results(tmp_path / "out")
     assert 2 <= len(done) < 5
-    (tmp_path / "out" / ".abc.parquet.123").write_bytes(b"half of a fi")  # as a harder kill leaves it
+    (tmp_path / "out" / ".abc.parquet.123").write_bytes(b"half of a fi")  # of a harder kill
 
     def counted(source):
         assert source not in set(done.file)

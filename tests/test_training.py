@@ -26,6 +26,7 @@ from x3mat.training import (
     PaddedMean,
     Replayed,
     TrainConfig,
+    budget,
     collate,
     pad,
     predict_mean,
@@ -194,6 +195,42 @@ def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
     assert together == pytest.approx(alone, rel=1e-5, abs=1e-6)
 
 
+def test_gradient_is_the_same_for_any_budget(windows):
+    torch.manual_seed(0)
+    model = X3Mat(replace(SMALL.model, l_max=2, m_max=2, layers=2))
+    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
+    batch = collate([data[i] for i in range(len(data))])
+    assert len(batch.species) > 2_000
+    found = []
+    for max_atoms in (10**9, 1_000, 60):
+        model.zero_grad()
+        (predict_mean(model, batch, max_atoms) - batch.target).abs().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for other in found[1:]:
+        assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_budget_fits_a_full_card(windows):
+    """With most of the card taken, chunks get smaller, and the gradient is the same."""
+    torch.manual_seed(0)
+    model = X3Mat(replace(SMALL.model, l_max=2, m_max=2, layers=2)).cuda()
+    data = CrystalWindows(windows * 10, np.tile(TARGETS, (10, 1)), SMALL.model.cutoff)
+    batch = collate([data[i] for i in range(len(data))]).to("cuda")
+    budgets, found = [], []
+    for left in (1.0, 0.01):
+        free = torch.cuda.mem_get_info()[0]
+        taken = torch.empty(int((1 - left) * free), dtype=torch.uint8, device="cuda")
+        budgets.append(budget(model, batch))
+        model.zero_grad()
+        predict_mean(model, batch, budgets[-1]).sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        del taken
+        torch.cuda.empty_cache()
+    assert budgets[1] < 0.1 * budgets[0]
+    assert (found[1] - found[0]).norm() < 1e-5 * found[0].norm()
+
+
 def test_constants_come_from_the_training_set(windows):
     model = X3Mat(SMALL.model)
     set_constants(model, CrystalWindows(windows, TARGETS, SMALL.model))
@@ -237,6 +274,22 @@ def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch):
     assert [r["epoch"] for r in resumed.history] == [r["epoch"] for r in whole.history]
 
 
+def test_two_devices_take_the_steps_of_one(tmp_path):
+    """Batches that two processes share unevenly, or of which one gets nothing."""
+    config = replace(SMALL, epochs=3, crystals_per_step=3)
+    found = [
+        train(config, drawn(), drawn(seed=1, names=CODES[:1]), tmp_path / str(devices),
+              device="cpu", devices=devices, check_every=1, progress=False)
+        for devices in (1, 2)
+    ]  # fmt: skip
+    one, two = found
+    assert [sorted(row) for row in two.history] == [["epoch", "train_mae", "val_mae"]] * 3
+    for a, b in zip(one.history, two.history, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
+    for x, y in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.allclose(x, y, rtol=1e-3, atol=1e-5)
+
+
 def test_finished_run_gives_its_averaged_weights_again(windows, tmp_path):
     once, again = (fit(windows, tmp_path) for _ in range(2))
     assert same_weights(once.model, again.model)
@@ -247,7 +300,7 @@ def test_finished_run_gives_its_averaged_weights_again(windows, tmp_path):
 
 
 def drawn(epoch=0, seed=0, names=CODES):
-    return DrawnWindows(names, databases.iza, TARGETS, SMALL.model, 6, seed, epoch)
+    return DrawnWindows(names, databases.iza, TARGETS[: len(names)], SMALL.model, 6, seed, epoch)
 
 
 def test_drawn_windows_are_windows_of_the_crystal():

@@ -211,6 +211,8 @@ def train(
     Examples:
       x3mat train zeolite-n2 --fold 0 --seed 1
       x3mat train zeolite-n2 --seed 0 --seed 1 --seed 2 --device cuda --jobs 5
+      x3mat train qmof-gap --device cuda --devices 2
+      torchrun --nnodes 2 --nproc-per-node 8 ... --no-python x3mat train qmof-gap --device cuda
       x3mat train zeolite-n2 --set epochs=10 --set model.channels=16 --limit 30
       x3mat train zeolite-n2 --summarize
     """
@@ -228,11 +230,11 @@ def train(
     if unknown:
         raise DataError(application, f"there is no fold {unknown[0]}",
                         f"Choose from 0 to {every[-1]}.")
-    done = training.train_folds(
+    done = filter(None, training.train_folds(
         chosen, [(k, replace(config, seed=s)) for s in seed or [0] for k in fold or every],
         jobs, models=models, records=records, runs=runs, limit=limit, device=device,
-        devices=devices, progress=sys.stderr.isatty())
-    return _print(done, as_json, lambda records: "\n".join(
+        devices=devices, progress=sys.stderr.isatty()))
+    return _print(list(done), as_json, lambda records: "\n".join(
         f"fold {r['fold']}, seed {r['provenance']['seed']}: MAE {r['rest_mae']:.3f} {r['unit']}"
         f" on {len(r['predictions'])} held-out crystals" for r in records))
 

@@ -51,11 +51,11 @@ def iza_codes() -> tuple[str, ...]:
 
 @cache
 def iza(code: str, symprec: float = SYMPREC) -> Crystal:
-    """The pure-silica framework of an IZA code, in its conventional cell; ``symprec`` as for
-    :func:`x3mat.crystal.crystal_from_arrays`.
+    """The pure-silica framework of an IZA code, in its conventional cell.
 
     Case, and the marks ``-`` and ``*`` of interrupted and partially disordered frameworks, do not
-    matter. Raises a DataError if the code is unknown or the package zeose is not installed.
+    matter; ``symprec`` is as for :func:`x3mat.crystal.crystal_from_arrays`. Raises a DataError if
+    the code is unknown or the package zeose is not installed.
 
     >>> crystal = iza("SOD")
     >>> crystal.formula, crystal.n_atoms, crystal.space_group_symbol

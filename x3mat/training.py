@@ -30,7 +30,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -42,10 +42,17 @@ from x3mat.applications import APPLICATIONS, Application
 from x3mat.crystal import Crystal
 from x3mat.descriptors import describe
 from x3mat.errors import DataError
-from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, save_checkpoint
+from x3mat.model import (
+    WindowGraph,
+    X3Mat,
+    X3MatConfig,
+    affordable_atoms,
+    chunks,
+    save_checkpoint,
+)
 from x3mat.predict import Ensemble
 from x3mat.sampling import Windows, cut_spheres, neighbours, sample_windows
-from x3mat.screening import digest, for_each, processes, screen
+from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen
 
 #: Inverse powers of the root g of g⁴ = g + 1 (see :class:`DrawnWindows`).
 STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)
@@ -53,6 +60,7 @@ EXAMPLES = 64  # batches of each of two epochs whose sizes are captured
 CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
 #: Windows of each crystal in a validation on drawn windows, by what atoms hear.
 CHECKED_WINDOWS = {"window": 8, "crystal": 32}
+CPU_ATOMS = 5_000  # of windows in memory at a time, where nothing else is asked for
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
@@ -63,7 +71,7 @@ class TrainConfig:
 
     model: X3MatConfig = field(default_factory=X3MatConfig)
     epochs: int = 100
-    crystals_per_step: int = 8  # batch size
+    crystals_per_step: int = 8  # batch size, of all devices together
     windows_per_crystal: int = 24  # drawn in each step; crystals with fewer orbits give all
     refine: int = 1  # grids of windows are moved at random by multiples of 1/refine of the spacing
     jitter: float = 0.0  # Å; atoms of drawn windows are displaced at random, with this deviation
@@ -72,7 +80,7 @@ class TrainConfig:
     clip: float = 10.0  # largest norm of the gradient
     warm_up: float = 0.05  # share of the steps in which the rate rises; then it falls as a cosine
     ema: float = 0.99  # decay per step of the exponential average of the weights, which is kept
-    max_atoms: int = 5_000  # of windows in memory at a time
+    max_atoms: int = 0  # of windows in memory at a time; 0: as many as the device holds
     seed: int = 0  # of the weights, the order of crystals and the windows drawn
 
 
@@ -126,6 +134,14 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     ]
     weighted = torch.cat(contributions) * batch.share[:, None]
     return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)
+
+
+def budget(model: X3Mat, batch: Batch) -> int:
+    """The ``max_atoms`` of :func:`predict_mean` that a card's free memory allows for."""
+    graph = batch.graph(0, max(1, int(np.searchsorted(batch.atom_ptr, TRIAL_ATOMS, "right")) - 1))
+    return affordable_atoms(
+        lambda: torch.autograd.grad(model.network(graph).sum(), list(model.parameters())),
+        len(graph.species), batch.positions.device)
 
 
 class Replayed:
@@ -409,51 +425,68 @@ class Learner(L.LightningModule):
         self.model = X3Mat(config.model)
         self.history: list[dict[str, float]] = []
         self._began = time.perf_counter()
-        self._errors: dict[str, list[Tensor]] = {"train_mae": [], "val_mae": []}
+        self._sums: dict[str, Tensor] = {}  # of the errors in this epoch, and how many
         self._replayed: Replayed | None = None
+        self._max_atoms = config.max_atoms or CPU_ATOMS
         set_constants(self.model, train)
 
     def train_dataloader(self, epoch: int | None = None) -> DataLoader:
         epoch = self.current_epoch if epoch is None else epoch
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
-        return _loader(self.train_set.at_epoch(epoch), self.config.crystals_per_step,
-                       sampler=order.tolist())
+        return self._loader(self.train_set.at_epoch(epoch), order.tolist())
 
     def val_dataloader(self) -> DataLoader:
-        return _loader(self.validation_set, max(4, self.config.crystals_per_step // 2))
+        return self._loader(self.validation_set, list(range(len(self.validation_set))))
+
+    def _loader(self, data: Crystals, order: list[int]) -> DataLoader:
+        """Every device's part of each batch: every n-th crystal of it. A device for which nothing
+        is left gets the first crystal, which :meth:`_mean_error` does not count."""
+        rank, of, size = self.global_rank, self.trainer.world_size, self.config.crystals_per_step
+        parts = [order[k : k + size][rank::of] or [order[k]] for k in range(0, len(order), size)]
+        work = isinstance(data, DrawnWindows)
+        return DataLoader(data, batch_sampler=parts, collate_fn=collate,
+                          **processes(len(data) * work, self.trainer.num_devices))
 
     def on_train_start(self) -> None:
-        if self.device.type == "cuda":
-            c = self.config
-            examples = (b.to(self.device) for epoch in range(2)
-                        for b in islice(self.train_dataloader(epoch), EXAMPLES)
-                        if len(b.species) <= CAPTURED_ATOMS)
-            self._replayed = Replayed(self.model, c.crystals_per_step,
-                                      c.crystals_per_step * c.windows_per_crystal, examples)
+        if self.device.type != "cuda":
+            return
+        torch.set_float32_matmul_precision("high")  # 10 bits of mantissa are enough for gradients
+        crystals = math.ceil(self.config.crystals_per_step / self.trainer.world_size)
+        examples = [b.to(self.device) for epoch in range(2)
+                    for b in islice(self.train_dataloader(epoch), EXAMPLES)]
+        self._replayed = Replayed(self.model, crystals, crystals * self.config.windows_per_crystal,
+                                  [b for b in examples if len(b.species) <= CAPTURED_ATOMS])
+        self._max_atoms = self.config.max_atoms or budget(self.model, examples[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._error("train_mae", batch).mean() / self.model.scale.mean()
+        return self._mean_error("train_mae", batch, batch_idx, len(self.train_set))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._error("val_mae", batch)
+        self._mean_error("val_mae", batch, batch_idx, len(self.validation_set))
 
-    def _error(self, name: str, batch: Batch) -> Tensor:
-        """|Ŷ − Y| of each crystal, (B, outputs), noted under ``name``."""
+    def _mean_error(self, name: str, batch: Batch, batch_idx: int, n: int) -> Tensor:
+        """This device's share of |Ŷ − Y| / s in the mean over a batch, times the number of devices,
+        over whose gradients DDP takes the mean. Errors are summed up under ``name``."""
         predicted = None
         if self._replayed is not None and torch.is_grad_enabled():
             predicted = self._replayed(batch)
         if predicted is None:
-            predicted = predict_mean(self.model, batch, self.config.max_atoms)
-        error = (predicted - batch.target).abs()
-        self._errors[name].append(error.detach())
+            predicted = predict_mean(self.model, batch, self._max_atoms)
+        size, of = self.config.crystals_per_step, self.trainer.world_size
+        together = min(size, n - batch_idx * size)  # crystals in the batch
+        error = (predicted - batch.target).abs() * (self.global_rank < together)
+        counted = error.new_tensor(float(error.numel() * (self.global_rank < together)))
+        sums = torch.stack([error.detach().sum(), counted])
+        self._sums[name] = self._sums.get(name, 0) + sums
         self.log(name, error.detach().mean(), prog_bar=True, on_step=False, on_epoch=True,
                  batch_size=len(error), sync_dist=True)
-        return error
+        return error.mean(1).sum() * (of / together) / self.model.scale.mean()
 
     def on_train_epoch_end(self) -> None:
-        row = {name: float(torch.cat(e).mean()) for name, e in self._errors.items() if e}
-        self.history.append({"epoch": self.current_epoch, **row})
-        self._errors = {name: [] for name in self._errors}
+        sums = {k: self.trainer.strategy.reduce(v, reduce_op="sum") for k, v in self._sums.items()}
+        self.history.append({"epoch": self.current_epoch,
+                             **{name: float(s[0] / s[1]) for name, s in sums.items()}})
+        self._sums = {}
 
     @property
     def seconds(self) -> float:
@@ -479,9 +512,8 @@ class Learner(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _loader(data: Crystals, batch_size: int, sampler: Sequence[int] | None = None) -> DataLoader:
-    work = processes(len(data)) if isinstance(data, DrawnWindows) else {}
-    return DataLoader(data, batch_size, sampler=sampler, collate_fn=collate, **work)
+def _averaged(average: Tensor, new: Tensor, _: Tensor, decay: float) -> Tensor:
+    return torch.lerp(average, new, 1 - decay)
 
 
 def set_constants(model: X3Mat, train: Crystals) -> None:
@@ -518,7 +550,9 @@ def train(
     train_set, validation_set : CrystalWindows or DrawnWindows
         Crystals with targets in the property's unit; see :func:`crystals_of`.
     folder : path; gets ``last.ckpt`` after each epoch
-    device, devices : {"auto", "cpu", "cuda", ...}, int; Lightning's accelerator, and how many
+    device, devices : {"auto", "cpu", "cuda", ...}, int
+        Lightning's accelerator, and how many share each batch (data parallelism: the same steps
+        as on one, up to rounding). Under torchrun, its processes on all hosts.
     check_every : int; epochs between validations (with averaged weights)
     progress : bool; show a progress bar
 
@@ -538,10 +572,15 @@ def train(
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # of captured steps
         torch.manual_seed(config.seed)
         learner = Learner(config, train_set, validation_set)
-        average = EMAWeightAveraging(decay=config.ema)
+        average = WeightAveraging(use_buffers=False, avg_fn=partial(_averaged, decay=config.ema))
         kept = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
                                enable_version_counter=False)
+        hosts, strategy = 1, "auto" if devices == 1 else "ddp_spawn"
+        if torch.distributed.is_torchelastic_launched():
+            devices, strategy = int(os.environ["LOCAL_WORLD_SIZE"]), "ddp"
+            hosts = int(os.environ["WORLD_SIZE"]) // devices
         trainer = L.Trainer(accelerator=device, devices=devices, max_epochs=config.epochs,
+                            num_nodes=hosts, strategy=strategy, use_distributed_sampler=False,
                             gradient_clip_val=config.clip, reload_dataloaders_every_n_epochs=1,
                             check_val_every_n_epoch=min(check_every, config.epochs),
                             num_sanity_val_steps=0, callbacks=[average, kept], logger=False,
@@ -549,16 +588,15 @@ def train(
         last = folder / "last.ckpt"
         device_used = trainer.strategy.root_device
         precision = torch.get_float32_matmul_precision()
-        if device_used.type == "cuda":  # 10 bits of mantissa are enough for gradients
-            torch.set_float32_matmul_precision("high")
         try:
             trainer.fit(learner, ckpt_path=last if last.exists() else None)
         finally:
             torch.set_float32_matmul_precision(precision)
-        # a run that had already ended is not trained again and would keep unaveraged weights
-        averaged = torch.load(last, map_location="cpu", weights_only=False)["state_dict"]
-        learner.load_state_dict(averaged)
-    return TrainResult(learner.model.to(device_used).eval(), learner.history, learner.seconds)
+        # a run that had already ended is not trained again and would keep unaveraged weights, and
+        # of several processes this one may have trained nothing
+        state = torch.load(last, map_location="cpu", weights_only=False)
+        learner.load_state_dict(state["state_dict"])
+    return TrainResult(learner.model.to(device_used).eval(), state["history"], state["seconds"])
 
 
 def crystals_of(
@@ -627,6 +665,8 @@ def train_fold(
 ) -> dict:
     """Train on a fold of an application, predict its rest, write a checkpoint; the record of it.
 
+    Under torchrun, all processes but the first only train and return an empty record.
+
     Parameters
     ----------
     application : Application
@@ -649,6 +689,8 @@ def train_fold(
     result = train(config, crystals_of(application, names[0], config, training=True),
                    crystals_of(application, names[1], config, training=False),
                    tag_folder, device=device, devices=devices, progress=progress)
+    if int(os.environ.get("RANK", 0)) > 0:  # of torchrun's processes one writes
+        return {}
     folder = models or paths.data() / "models" / application.name
     folder.mkdir(parents=True, exist_ok=True)
     about = {
