@@ -31,7 +31,7 @@ notebooks: setup
 	$(BIN)/python tools/export_notebooks.py
 
 lint: setup
-	$(BIN)/ruff check x3mat tests tools book/_ext notebooks
+	$(BIN)/ruff check x3mat x3mat_book tests tools book/_ext notebooks
 	$(BIN)/python tools/export_notebooks.py --check
 
 clean:

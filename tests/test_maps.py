@@ -16,7 +16,7 @@ from scipy import stats
 from small_models import CONFIG, write
 
 import x3mat
-from x3mat import databases, maps, viz
+from x3mat import databases, maps
 from x3mat.predict import load_model
 from x3mat.sampling import cut_spheres
 

@@ -171,7 +171,7 @@ def draw(path: Path, record: str, folder: Path, code: str = "LTA") -> None:
     """Density, its average over windows, and the site map, in one plane of the cell."""
     import matplotlib.pyplot as plt
 
-    from x3mat.viz import plot_slice
+    from x3mat_book.viz import plot_slice
 
     crystal = databases.iza(code)
     density = load_density(code, folder)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 Subset = Literal["ASR", "FSR"]
 _CACHE_FORMAT = 1
-_FEW = 3  # crystals that a process reads singly before it makes a cache of the archive
 
 
 def iza_codes() -> tuple[str, ...]:
@@ -109,9 +108,8 @@ def core_mof_table(subset: Subset = "ASR") -> dict[str, dict[str, str]]:
 def core_mof(name: str, subset: Subset = "ASR", symprec: float = SYMPREC) -> Crystal:
     """A crystal of CoRE MOF 2019; ``symprec`` as above.
 
-    The first few crystals are taken straight from the archive, which takes seconds. Whoever wants
-    more has the whole archive read (about a minute) into a compact file in the user's cache
-    folder, and later calls read that file.
+    The first call has the whole archive read, which takes up to a minute, into a compact file in
+    the user's cache folder; later calls read that file.
 
     Raises a DataError if the name or subset is unknown or the package core-mof is not installed, a
     CrystalError if the crystal is refused; several hundred have overlapping atoms.
@@ -119,10 +117,7 @@ def core_mof(name: str, subset: Subset = "ASR", symprec: float = SYMPREC) -> Cry
     known = core_mof_table(subset)
     if name not in known:
         raise _unknown(name, name, known, f"CoRE MOF 2019 {subset} name")
-    if _core_mof_single.cache_info().misses < _FEW and not _cache_path(subset).exists():
-        table = _core_mof_single(name, subset)
-    else:
-        table = _core_mof_arrays(subset)
+    table = _core_mof_arrays(subset)
     if cause := str(table["cause"][table["index"][name]]):
         raise CrystalError(name, cause, "Restore the CIF.")
     return _crystal_of(table, name, "species", "frac_coords", symprec)
@@ -229,33 +224,25 @@ def _core_mof_arrays(subset: Subset) -> dict:
         return _indexed(path, "names")
 
 
-@lru_cache(maxsize=_FEW)
-def _core_mof_single(name: str, subset: Subset) -> dict:
-    return {**_read_archive(subset, name), "index": {name: 0}}
-
-
 def _cache_path(subset: Subset) -> Path:
     version = metadata.version("core-mof")
     return paths.cache() / f"core-mof-{version}-{subset}-v{_CACHE_FORMAT}.npz"
 
 
-def _read_archive(subset: Subset, only: str | None = None) -> dict[str, np.ndarray]:
-    """All CIFs of a subset, or `only` one of them, as flat arrays; those that cannot be parsed
-    with their cause."""
+def _read_archive(subset: Subset) -> dict[str, np.ndarray]:
+    """All CIFs of a subset as flat arrays; those that cannot be parsed with their cause."""
     found, archive = {}, _core_mof_folder(subset) / f"2019-{subset}.tar.xz"
     with tarfile.open(archive, "r|xz") as tar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a formula may still count the solvent removed
         for member in tar:
             name = Path(member.name).stem
-            if not (member.isfile() and member.name.endswith(".cif") and only in (None, name)):
+            if not (member.isfile() and member.name.endswith(".cif")):
                 continue
             try:
                 text = tar.extractfile(member).read().decode("utf-8", "replace")
                 found[name] = (*parse_cif(text, name), "")
             except CrystalError as error:
                 found[name] = np.zeros((3, 3)), np.zeros(0), np.zeros((0, 3)), error.cause
-            if only == name:
-                break
     names = sorted(found)
     lattice, species, frac_coords, cause = zip(*(found[name] for name in names), strict=True)
     ptr = np.cumsum([0, *map(len, species)])

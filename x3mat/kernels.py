@@ -196,6 +196,7 @@ def turned_back(acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, 
         rows = rows + part
     return rows
 
+
 # --------------------------------------------------------------------------- kernels
 # h: (S, N, 2C), of_sender and of_receiver side by side. Letters as in model.py; n_edges,
 # n_nodes: E, N.
@@ -448,16 +449,14 @@ def embed_back_kernel(grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr,
 
 
 @triton.jit
-def mix_kernel(pre, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: constexpr):
-    """pre ← pre + sent_j + heard_i; its SiLU."""
+def mix_kernel(x, sent, heard, src, dst, n_edges, C: constexpr, EDGES: constexpr):
+    """x ← x + sent_j + heard_i."""
     e, live, c, mask = some_edges(n_edges, C, EDGES)
-    at = e[:, None] * C + c
+    at = x + e[:, None] * C + c
     j = tl.load(src + e, mask=live, other=0)[:, None] * C + c
     i = tl.load(dst + e, mask=live, other=0)[:, None] * C + c
-    x = tl.load(pre + at, mask=mask, other=0.0) + tl.load(sent + j, mask=mask, other=0.0)
-    x += tl.load(heard + i, mask=mask, other=0.0)
-    tl.store(pre + at, x, mask=mask)
-    tl.store(out + at, x * tl.sigmoid(x), mask=mask)
+    both = tl.load(sent + j, mask=mask, other=0.0) + tl.load(heard + i, mask=mask, other=0.0)
+    tl.store(at, tl.load(at, mask=mask, other=0.0) + both, mask=mask)
 
 
 @triton.jit
@@ -555,26 +554,23 @@ def _column_sums(x: Tensor) -> Tensor:
 
 
 class Mix(torch.autograd.Function):
-    """SiLU(pre + sent_j + heard_i), the first layer of :class:`x3mat.model.RadialNetwork`."""
+    """x ← x + sent_j + heard_i, in the first layer of :class:`x3mat.model.RadialNetwork`."""
 
     @staticmethod
-    def forward(ctx, pre, sent, heard, edges):
-        out, (n, c) = torch.empty_like(pre), pre.shape
-        mix_kernel[_programs(n)](pre, sent, heard, edges.src, edges.dst, out, n, c, EDGES)
-        ctx.save_for_backward(pre)
-        ctx.mark_dirty(pre)
+    def forward(ctx, x, sent, heard, edges):
+        mix_kernel[_programs(len(x))](x, sent, heard, edges.src, edges.dst, *x.shape, EDGES)
+        ctx.mark_dirty(x)
         ctx.edges, ctx.nodes = edges, len(sent)
-        return out, pre
+        return x
 
     @staticmethod
-    def backward(ctx, grad, _):
-        (pre,), edges, c = ctx.saved_tensors, ctx.edges, grad.shape[1]
-        grad_pre = torch.ops.aten.silu_backward(grad.contiguous(), pre)
+    def backward(ctx, grad):
+        edges, c, grad = ctx.edges, grad.shape[1], grad.contiguous()
         sent, heard = grad.new_empty(2, ctx.nodes, c)
         for start, out, sender in ((edges.start_src, sent, True), (edges.start, heard, False)):
-            sum_kernel[(ctx.nodes,)](edges.by_src, start, grad_pre, out, c, sender,
+            sum_kernel[(ctx.nodes,)](edges.by_src, start, grad, out, c, sender,
                                      num_warps=_warps(c))
-        return grad_pre, sent, heard, None
+        return grad, sent, heard, None
 
 
 class Norm(torch.autograd.Function):
@@ -843,8 +839,7 @@ def keeps(model, n_edges: int) -> bool:
 def hidden(radial, edges, packed: Packed) -> Tensor:
     """:meth:`x3mat.model.RadialNetwork.hidden`."""
     sent, heard = edges.element @ radial.sender, edges.element @ radial.receiver
-    x, _ = Mix.apply(radial.distance(edges.basis), sent, heard, packed)
-    return radial.rest[1:-1](x)
+    return radial.rest[:-1](Mix.apply(radial.distance(edges.basis), sent, heard, packed))
 
 
 def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:

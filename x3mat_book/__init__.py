@@ -1,0 +1,1 @@
+"""What only the chapters of the book need; x3mat itself imports nothing from here."""
