@@ -63,11 +63,6 @@ class Packed:
 # ------------------------------------------------------------------------- addresses
 
 @triton.constexpr_function
-def signed(m, negative):
-    return -m if negative else m
-
-
-@triton.constexpr_function
 def orders(l_, m_max):
     """Largest order kept of degree l."""
     return min(l_, m_max)
@@ -227,14 +222,14 @@ def wigner_kernel(
         before = tl.zeros([EDGES, LANES], tl.float32)
         legendre = tl.full([EDGES, LANES], double_factorial(m), tl.float32)
         for l_ in tl.static_range(m, L + 1):
-            for sign in tl.static_range(2 if m else 1):
-                value = harmonic_scale(l_, m) * legendre * (sine if sign else cosine)
+            for order in tl.static_range(-m, m + 1, 2 * m if m else 1):
+                value = harmonic_scale(l_, m) * legendre * (sine if order < 0 else cosine)
                 for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
                     row = inverse + row_at(l_, k, L) * P + p
                     weight = tl.load(row, mask=p < P, other=0.0)[None, :]
                     total = tl.sum(weight * value, axis=1)
                     total = total * factor if l_ else total
-                    at = wigner_at(l_, k, M) + l_ + signed(m, sign)
+                    at = wigner_at(l_, k, M) + l_ + order
                     tl.store(wigner + e * size + at, total, mask=live)
             after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
             before, legendre = legendre, after
@@ -275,9 +270,9 @@ def rotate_back_kernel(
             r_at = e[:, None] * width + radial_at(l_, k, L) * C + c
             r = tl.load(radial + r_at, mask=mask, other=0.0)
             total = tl.zeros([EDGES, C], tl.float32)
-            for sign in tl.static_range(2 if k else 1):
-                row = wigner + e * size + wigner_at(l_, signed(k, sign), stored)
-                to = grad + edge_row(e, n_edges, l_, signed(k, sign), L, C)[:, None] + c
+            for m in tl.static_range(-k, k + 1, 2 * k if k else 1):
+                row = wigner + e * size + wigner_at(l_, m, stored)
+                to = grad + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
                 g = tl.load(to, mask=mask, other=0.0)
                 total += turn(row, x, live, l_) * g
                 tl.store(to, g * r, mask=mask)
