@@ -25,7 +25,7 @@ book: setup notebooks
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 \
-	    --nbmake --nbmake-timeout=600 notebooks tests x3mat
+	    --nbmake --nbmake-timeout=600 notebooks tests x3mat x3mat_book
 
 notebooks: setup
 	$(BIN)/python tools/export_notebooks.py

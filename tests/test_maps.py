@@ -19,6 +19,7 @@ import x3mat
 from x3mat import databases, maps
 from x3mat.predict import load_model
 from x3mat.sampling import cut_spheres
+from x3mat_book import densities, viz
 
 CODES = ("LTA", "CAN", "ABW")  # cubic; hexagonal; a grid that does not contain the cell's origin
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -144,7 +145,7 @@ def test_window_average_is_the_mean_over_the_ball(code, radius):
         return 3 + sum(np.cos(2 * np.pi * (frac @ k) + i) for i, k in enumerate(waves))
 
     points = rng.random((5, 3))
-    found = maps.window_average(density(x), lattice, points, radius)
+    found = densities.window_average(density(x), lattice, points, radius)
     ball = rng.normal(size=(40_000, 3))
     ball *= (radius * rng.random(len(ball)) ** (1 / 3) / np.linalg.norm(ball, axis=1))[:, None]
     for point, value in zip(points, found, strict=True):
@@ -157,28 +158,28 @@ def test_window_average_keeps_the_mean():
     lattice = np.array([[8.0, 0, 0], [2, 9, 0], [1, 1, 10]])
     points = np.stack(np.meshgrid(*((np.arange(n) + 0.5) / n for n in density.shape),
                                   indexing="ij"), -1)  # fmt: skip
-    average = maps.window_average(density, lattice, points, 3.0)
+    average = densities.window_average(density, lattice, points, 3.0)
     assert average.mean() == pytest.approx(density.mean(), rel=1e-9)
     assert average.std() < density.std() / 2
-    assert np.allclose(maps.window_average(density, lattice, points, 0.0), density)
+    assert np.allclose(densities.window_average(density, lattice, points, 0.0), density)
 
 
 def test_correlations_count_each_orbit_with_its_multiplicity():
     windows = x3mat.sample_windows(databases.iza("CHA"))
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(2, windows.n_orbits))
-    found = maps.correlations(windows, a, a + b)
+    found = densities.correlations(windows, a, a + b)
     x, y = windows.expand(a).ravel(), windows.expand(a + b).ravel()
     assert found["spearman"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert maps.correlations(windows, a, np.ones_like(a)) == {"spearman": 0.0, "pearson": 0.0}
+    assert densities.correlations(windows, a, np.ones_like(a)) == {"spearman": 0.0, "pearson": 0.0}
 
 
 def test_orbit_mean_inverts_expansion():
     windows = x3mat.sample_windows(databases.iza("CHA"))
     values = np.arange(windows.n_orbits, dtype=float)
-    assert np.allclose(maps.orbit_mean(windows, windows.expand(values).ravel()), values)
-    points = maps.grid_points(windows)
+    assert np.allclose(densities.orbit_mean(windows, windows.expand(values).ravel()), values)
+    points = densities.grid_points(windows)
     first = np.unique(windows.orbit, return_index=True)[1]
     assert np.allclose(points[first] % 1.0 % 1.0, windows.centers % 1.0)
 

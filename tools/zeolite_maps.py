@@ -32,6 +32,7 @@ from x3mat.descriptors import grams_per_litre
 from x3mat.model import X3Mat
 from x3mat.predict import Ensemble, load_model
 from x3mat.sampling import Windows
+from x3mat_book import densities
 
 EXAMPLES = """examples:
   python tools/zeolite_maps.py                       all zeolites with a density
@@ -72,9 +73,9 @@ def ball_average(
     windows: Windows, crystal: Crystal, field: np.ndarray, radius: float, origin: float
 ) -> np.ndarray:
     """Mean over the ball around each window's centre, (W,), freed of noise by symmetry."""
-    points = maps.grid_points(windows)
-    average = maps.window_average(field, crystal.lattice, points, radius, origin)
-    return maps.orbit_mean(windows, average)
+    points = densities.grid_points(windows)
+    average = densities.window_average(field, crystal.lattice, points, radius, origin)
+    return densities.orbit_mean(windows, average)
 
 
 def nearest_atom(windows: Windows) -> np.ndarray:
@@ -103,12 +104,12 @@ def compare(
                  "n_held_out": len(unseen)}  # fmt: skip
     for radius in RADII:
         reference = ball_average(windows, crystal, density, radius, 0.5)
-        found = {name: maps.correlations(windows, field, reference)
+        found = {name: densities.correlations(windows, field, reference)
                  for name, field in fields.items()}
-        found["boltzmann"] = maps.correlations(
+        found["boltzmann"] = densities.correlations(
             windows, ball_average(windows, crystal, factor, radius, 0.0), reference
         )
-        each = [maps.correlations(windows, field, reference) for field in controls]
+        each = [densities.correlations(windows, field, reference) for field in controls]
         found["untrained"] = {
             key: float(np.mean([c[key] for c in each])) for key in ("spearman", "pearson")
         } | {"spearman_abs": float(np.mean([abs(c["spearman"]) for c in each])),
@@ -116,7 +117,7 @@ def compare(
         out[f"r{radius:g}"] = found
     pairs = list(combinations(unseen or range(len(members)), 2))
     out["between_members"] = float(np.mean(
-        [maps.correlations(windows, members[i], members[j])["spearman"] for i, j in pairs]
+        [densities.correlations(windows, members[i], members[j])["spearman"] for i, j in pairs]
     )) if pairs else None  # fmt: skip
     kept = {name: windows.expand(field).astype(np.float32)
             for name, field in {**fields, "untrained": controls[0]}.items()}
@@ -143,7 +144,7 @@ def strongest(code: str, ensemble: Ensemble, density: np.ndarray) -> dict:
     used = ensemble if seen_by_all else ensemble.without(code)
     site = maps.explain(crystal, used, step=STEP).sites[0]
     here = np.array([site.x, site.y, site.z])
-    fine = maps.window_average(density, crystal.lattice, here, 1.0)
+    fine = densities.window_average(density, crystal.lattice, here, 1.0)
     return {"value": site.value, "std": site.std, "frac": here.tolist(), "kind": site.kind,
             "multiplicity": site.multiplicity, "n_atoms": site.n_atoms, "nearest": site.nearest,
             "distance": site.distance, "density_g_L": float(fine)}  # fmt: skip
@@ -180,9 +181,9 @@ def draw(path: Path, record: str, folder: Path, code: str = "LTA") -> None:
         grid, origin = file[name].astype(float), file[f"{code}_origin"]
     panels = (
         ("simulated N₂ density",
-         lambda x: maps.window_average(density, crystal.lattice, x, 0.7).clip(0)),
+         lambda x: densities.window_average(density, crystal.lattice, x, 0.7).clip(0)),
         ("averaged over windows of 6 Å",
-         lambda x: maps.window_average(density, crystal.lattice, x, 6.0)),
+         lambda x: densities.window_average(density, crystal.lattice, x, 6.0)),
         ("site map of X(3)mat", lambda x: maps.interpolate(grid, (x - origin) * grid.shape)),
     )  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")

@@ -7,8 +7,9 @@ from itertools import product
 import numpy as np
 
 from x3mat.crystal import Crystal
-from x3mat.maps import closed_cube, grid_points, with_faces, xyz_text
+from x3mat.maps import closed_cube, with_faces, xyz_text
 from x3mat.sampling import EDGE, Windows, cut_spheres
+from x3mat_book.densities import grid_points
 
 SIZE = (640, 420)  # pixels
 WINDOW, NEIGHBOUR, FAINT, CELL = "#1f77b4", "#d95f02", "#c8c8c8", "#555555"
