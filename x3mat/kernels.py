@@ -466,13 +466,9 @@ def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr):
 
 
 @triton.jit
-def norm_kernel(x, weight, bias, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
+def norm_kernel(x, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
     n = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)
-    scalar = tl.load(x + n * C + c)
-    scalar = scalar - tl.sum(scalar) / C
-    scalar = scalar / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
-    tl.store(out + n * C + c, scalar * tl.load(weight + c) + tl.load(bias + c))
     square = tl.zeros([C], tl.float32)
     for l_ in tl.static_range(1, L + 1):
         for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
@@ -487,23 +483,12 @@ def norm_kernel(x, weight, bias, gamma, out, n_nodes, eps, L: constexpr, C: cons
 
 
 @triton.jit
-def norm_back_kernel(
-    x, weight, gamma, grad, grad_x, grad_parameters, n_nodes, eps, L: constexpr,
-    C: constexpr,
-):
+def norm_back_kernel(x, gamma, grad, grad_x, grad_gamma, n_nodes, eps, L: constexpr, C: constexpr):
     n = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)
-    acc = nothing(L + 2, C)  # weight, bias, gamma
+    acc = nothing(L, C)
     while n < n_nodes:
-        scalar = tl.load(x + n * C + c)
-        scalar = scalar - tl.sum(scalar) / C
-        inverse = 1 / tl.sqrt(tl.sum(scalar * scalar) / C + 1e-5)
-        scalar = scalar * inverse
-        g = tl.load(grad + n * C + c)
-        new = (acc[0] + g * scalar, acc[1] + g)
-        g = g * tl.load(weight + c)
-        g = g - tl.sum(g) / C - scalar * (tl.sum(g * scalar) / C)
-        tl.store(grad_x + n * C + c, g * inverse)
+        new = ()
         square = tl.zeros([C], tl.float32)
         product = tl.zeros([C], tl.float32)
         sums = ()
@@ -517,9 +502,9 @@ def norm_back_kernel(
             product += total * tl.load(gamma + (l_ - 1) * C + c)
             sums = sums + (total,)
         scale = 1 / tl.sqrt(tl.sum(square) + eps)
-        common = tl.sum(product) * scale * scale * scale / (L * C if L else 1)
+        common = tl.sum(product) * scale * scale * scale / (L * C)
         for l_ in tl.static_range(1, L + 1):
-            new = new + (acc[l_ + 1] + sums[l_ - 1] * scale,)
+            new = new + (acc[l_ - 1] + sums[l_ - 1] * scale,)
             r = scale * tl.load(gamma + (l_ - 1) * C + c)
             for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
                 at = (s * n_nodes + n) * C + c
@@ -527,9 +512,8 @@ def norm_back_kernel(
                 tl.store(grad_x + at, change)
         acc = new
         n += tl.num_programs(0)
-    to = grad_parameters + tl.program_id(0) * ((L + 2) * C) + c
-    for k in tl.static_range(L + 2):
-        tl.store(to + k * C, acc[k])
+    for k in tl.static_range(L):
+        tl.store(grad_gamma + (tl.program_id(0) * L + k) * C + c, acc[k])
 
 
 # ------------------------------------------------------------------------ autograd functions
@@ -572,25 +556,27 @@ class Norm(torch.autograd.Function):
     """:class:`x3mat.model.SphericalLayerNorm`."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, gamma, eps, l_max):
-        ctx.save_for_backward(x, weight, gamma)
-        ctx.sizes = eps, l_max
-        out = torch.empty_like(x)
-        _, n, c = x.shape
-        norm_kernel[(n,)](x, weight, bias, gamma, out, n, eps, l_max, c, num_warps=1)
+    def forward(ctx, x, weight, bias, gamma, eps):
+        out, (_, n, c), ctx.eps = torch.empty_like(x), x.shape, eps
+        out[0], *moments = torch.native_layer_norm(x[0], [c], weight, bias, 1e-5)
+        if gamma is not None:
+            norm_kernel[(n,)](x, gamma, out, n, eps, len(gamma), c, num_warps=1)
+        ctx.save_for_backward(x, weight, bias, gamma, *moments)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, gamma = ctx.saved_tensors
-        eps, l_max = ctx.sizes
-        _, n, c = x.shape
-        grad_x, programs = torch.empty_like(x), min(n, PROGRAMS)
-        parts = x.new_empty(programs, l_max + 2, c)
-        norm_back_kernel[(programs,)](x, weight, gamma, grad.contiguous(), grad_x, parts, n, eps,
-                                      l_max, c, num_warps=1)
-        parts = parts.sum(0)
-        return grad_x, parts[0], parts[1], parts[2:] if l_max else None, None, None
+        x, weight, bias, gamma, *moments = ctx.saved_tensors
+        grad_x, (_, n, c), parts, grad = torch.empty_like(x), x.shape, None, grad.contiguous()
+        grad_x[0], *scalars = torch.ops.aten.native_layer_norm_backward(
+            grad[0], x[0], [c], *moments, weight, bias, [True] * 3)
+        if gamma is not None:
+            programs = min(n, PROGRAMS)
+            parts = x.new_empty(programs, *gamma.shape)
+            norm_back_kernel[(programs,)](x, gamma, grad, grad_x, parts, n, ctx.eps, len(gamma), c,
+                                          num_warps=1)
+            parts = parts.sum(0)
+        return grad_x, *scalars, parts, None
 
 
 class Embed(torch.autograd.Function):
@@ -845,9 +831,7 @@ def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:
 
 
 def norm(x: Tensor, module) -> Tensor:
-    gamma = module.gamma if module.l_max else x.new_empty(0)
-    scalars = module.scalars
-    return Norm.apply(x, scalars.weight, scalars.bias, gamma, module.eps, module.l_max)
+    return Norm.apply(x, module.scalars.weight, module.scalars.bias, module.gamma, module.eps)
 
 
 def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Tensor:

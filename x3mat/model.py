@@ -705,7 +705,7 @@ def crystal_graphs(
                           dst, b - a, atom[part], vector.to(like))
 
 
-def affordable_atoms(
+def fitting_atoms(
     trial: Callable[[], object], atoms: int, device: torch.device, share: float = 0.6
 ) -> int:
     """How many atoms of windows fit into ``share`` of a card's free memory.

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from x3mat import databases, results
 from x3mat.crystal import Crystal
 from x3mat.errors import DataError, X3MatError
-from x3mat.model import X3Mat, affordable_atoms, contributions
+from x3mat.model import X3Mat, contributions, fitting_atoms
 from x3mat.predict import MAX_ATOMS, Ensemble, domain_warnings, spread
 from x3mat.sampling import Windows
 
@@ -209,7 +209,7 @@ def _budget(models: Sequence[X3Mat], windows: Windows) -> int:
     atoms = windows.ptr[max(number, 1)]
     trial = replace(windows, positions=windows.positions[:atoms], species=windows.species[:atoms],
                     atom=windows.atom[:atoms], ptr=windows.ptr[: max(number, 1) + 1])
-    fitting = affordable_atoms(lambda: contributions(models, trial, atoms), atoms, device)
+    fitting = fitting_atoms(lambda: contributions(models, trial, atoms), atoms, device)
     return min(GPU_ATOMS, fitting)
 
 

@@ -42,14 +42,7 @@ from x3mat.applications import APPLICATIONS, Application
 from x3mat.crystal import Crystal
 from x3mat.descriptors import describe
 from x3mat.errors import DataError
-from x3mat.model import (
-    WindowGraph,
-    X3Mat,
-    X3MatConfig,
-    affordable_atoms,
-    chunks,
-    save_checkpoint,
-)
+from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, fitting_atoms, save_checkpoint
 from x3mat.predict import Ensemble
 from x3mat.sampling import Windows, cut_spheres, neighbours, sample_windows
 from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen
@@ -138,10 +131,10 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
 
 def budget(model: X3Mat, batch: Batch) -> int:
     """The ``max_atoms`` of :func:`predict_mean` that a card's free memory allows for."""
-    graph = batch.graph(0, max(1, int(np.searchsorted(batch.atom_ptr, TRIAL_ATOMS, "right")) - 1))
-    return affordable_atoms(
-        lambda: torch.autograd.grad(model.network(graph).sum(), list(model.parameters())),
-        len(graph.species), batch.positions.device)
+    stop = np.searchsorted(batch.ptr["positions"], TRIAL_ATOMS, "right") - 1
+    graph, weights = batch.graph(0, max(1, int(stop))), list(model.parameters())
+    return fitting_atoms(lambda: torch.autograd.grad(model.network(graph).sum(), weights),
+                         len(graph.positions), batch.positions.device)
 
 
 class Replayed:
