@@ -15,7 +15,7 @@ import torch
 from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import APPLICATIONS, Fold, application
 from x3mat.errors import DataError
-from x3mat.model import X3Mat, X3MatConfig, load_checkpoint, window_graph
+from x3mat.model import X3Mat, X3MatConfig, fitting_atoms, load_checkpoint, window_graph
 from x3mat.sampling import cut_spheres
 from x3mat.screening import means, read_results
 from x3mat.training import (
@@ -26,7 +26,6 @@ from x3mat.training import (
     PaddedMean,
     Replayed,
     TrainConfig,
-    budget,
     collate,
     pad,
     predict_mean,
@@ -198,7 +197,7 @@ def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
 def test_gradient_is_the_same_for_any_budget(windows):
     torch.manual_seed(0)
     model = X3Mat(replace(SMALL.model, l_max=2, m_max=2, layers=2))
-    data = CrystalWindows(windows, TARGETS, SMALL.model.cutoff)
+    data = CrystalWindows(windows, TARGETS, model.config)
     batch = collate([data[i] for i in range(len(data))])
     assert len(batch.species) > 2_000
     found = []
@@ -215,13 +214,13 @@ def test_budget_fits_a_full_card(windows):
     """With most of the card taken, chunks get smaller, and the gradient is the same."""
     torch.manual_seed(0)
     model = X3Mat(replace(SMALL.model, l_max=2, m_max=2, layers=2)).cuda()
-    data = CrystalWindows(windows * 10, np.tile(TARGETS, (10, 1)), SMALL.model.cutoff)
+    data = CrystalWindows(windows * 10, np.tile(TARGETS, (10, 1)), model.config)
     batch = collate([data[i] for i in range(len(data))]).to("cuda")
     budgets, found = [], []
     for left in (1.0, 0.01):
         free = torch.cuda.mem_get_info()[0]
         taken = torch.empty(int((1 - left) * free), dtype=torch.uint8, device="cuda")
-        budgets.append(budget(model, batch))
+        budgets.append(fitting_atoms(model, batch.graph(0, 40), gradient=True))
         model.zero_grad()
         predict_mean(model, batch, budgets[-1]).sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -321,7 +320,7 @@ def test_drawn_windows_depend_on_seed_epoch_and_crystal_alone():
     draws = [tuple(d[i].windows.centers.ravel()) for i in (0, 1) for d in (
         drawn(), drawn(epoch=1), drawn(seed=1))]  # fmt: skip
     assert len(set(draws)) == 6
-    assert tuple(drawn(epoch=4).at_epoch(1)[1].windows.centers.ravel()) == draws[4]
+    assert tuple(replace(drawn(epoch=4), epoch=1)[1].windows.centers.ravel()) == draws[4]
 
 
 def test_drawn_points_cover_the_cell_evenly():

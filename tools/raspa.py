@@ -32,8 +32,8 @@ from gcmc.forcefield import bond_charges
 from raspa_job import loading
 
 from x3mat import paths
-from x3mat.descriptors import grams_per_litre
 from x3mat.errors import DataError
+from x3mat_book.densities import grams_per_litre
 
 if TYPE_CHECKING:
     from x3mat.crystal import Crystal

@@ -30,8 +30,8 @@ from raspa_job import statistical_inefficiency
 from tqdm import tqdm
 
 from x3mat import databases, paths, results
-from x3mat.descriptors import grams_per_litre
 from x3mat.errors import X3MatError
+from x3mat_book.densities import grams_per_litre
 
 # the pilot stops at a target error; further seeds have a length fixed from it
 LABEL = raspa.GCMCSettings(

@@ -28,11 +28,11 @@ from tqdm import tqdm
 from x3mat import databases, maps, paths, results
 from x3mat.applications import ZEOLITE_N2
 from x3mat.crystal import Crystal
-from x3mat.descriptors import grams_per_litre
 from x3mat.model import X3Mat
 from x3mat.predict import Ensemble, load_model
 from x3mat.sampling import Windows
 from x3mat_book import densities
+from x3mat_book.densities import grams_per_litre
 
 EXAMPLES = """examples:
   python tools/zeolite_maps.py                       all zeolites with a density

@@ -107,12 +107,3 @@ def _maximum(
         d, box = distance(x), box / 2
         best = max(best, d.max())
     return float(best)
-
-
-def grams_per_litre(molar_mass: float, volume: float) -> float:
-    """g per litre of one molecule (g/mol) in a volume (Å3).
-
-    >>> round(grams_per_litre(28.0134, 1000.0), 2)
-    46.52
-    """
-    return molar_mass / 6.02214076e23 / (volume * 1e-27)

@@ -282,8 +282,7 @@ def rotate_back_kernel(
 @triton.jit
 def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
                      stored: constexpr, C: constexpr, SENDER: constexpr, width: constexpr):
-    """Σ Dᵀ x over the edges from a node, or to it; ``width``: numbers between rows of the output.
-    """
+    """Σ Dᵀ x over the edges from a node, or to it; ``width``: from row to row of the output."""
     size: constexpr = wigner_at(L + 1, -stored, stored)
     n, c, k, stop = one_node(start, C)
     acc = nothing((L + 1) * (L + 1), C)

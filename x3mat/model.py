@@ -663,9 +663,8 @@ def contributions(
     first = models[0]
     if any(model.config != first.config for model in models):
         return torch.cat([contributions((model,), windows, max_atoms) for model in models])
-    make = crystal_graphs if first.config.encoding == "crystal" else window_graphs
     parts = []
-    for graph in make(windows, first.config, max_atoms, first.shift):
+    for graph in graphs(windows, first.config, max_atoms, first.shift):
         one = partial(_contributions, graph, first.geometry(graph))
         parts.append(torch.stack(list(apply(one, models))))
     return torch.cat(parts, dim=1)
@@ -676,11 +675,12 @@ def _contributions(graph: WindowGraph, geometry: tuple, model: X3Mat) -> Tensor:
     return model.network(graph, geometry)
 
 
-def window_graphs(
-    windows, config: X3MatConfig, max_atoms: int, like: Tensor
-) -> Iterator[WindowGraph]:
+def graphs(windows, config: X3MatConfig, max_atoms: int, like: Tensor) -> Iterator[WindowGraph]:
     """Graphs of runs of windows, of at most ``max_atoms`` atoms (at least one window) each;
     dtype and device are those of ``like``."""
+    if config.encoding == "crystal":
+        yield from _crystal_graphs(windows, config, max_atoms, like)
+        return
     positions, ptr = torch.as_tensor(windows.positions).to(like), torch.as_tensor(windows.ptr)
     species, ptr = torch.as_tensor(windows.species).to(like.device), ptr.to(like.device)
     for a, b in chunks(windows.ptr, max_atoms):
@@ -689,7 +689,7 @@ def window_graphs(
                            config.cutoff, config.radius)
 
 
-def crystal_graphs(
+def _crystal_graphs(
     windows, config: X3MatConfig, max_atoms: int, like: Tensor
 ) -> Iterator[WindowGraph]:
     """The same with the atoms of the crystal, which all windows of a run share."""
@@ -705,19 +705,20 @@ def crystal_graphs(
                           dst, b - a, atom[part], vector.to(like))
 
 
-def fitting_atoms(
-    trial: Callable[[], object], atoms: int, device: torch.device, share: float = 0.6
-) -> int:
-    """How many atoms of windows fit into ``share`` of a card's free memory.
-
-    Judged by the most memory that a call of ``trial``, with ``atoms`` of them, takes at a time.
-    """
+def fitting_atoms(model: X3Mat, graph: WindowGraph, gradient: bool, share: float = 0.6) -> int:
+    """How many atoms of windows fit into ``share`` of a GPU's free memory, judged by the most that
+    the network takes at a time for ``graph``, with or without its gradient."""
+    device = graph.positions.device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    trial()
+    with torch.set_grad_enabled(gradient):
+        y = model.network(graph).sum()
+        if gradient:
+            torch.autograd.grad(y, list(model.parameters()))
     taken = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()  # what is only set aside is free
-    return max(1, int(share * torch.cuda.mem_get_info(device)[0] * atoms / max(taken, 1)))
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, int(share * free * len(graph.positions) / max(taken, 1)))
 
 
 def chunks(ptr, max_atoms: int) -> list[tuple[int, int]]:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from x3mat import databases, results
 from x3mat.crystal import Crystal
 from x3mat.errors import DataError, X3MatError
-from x3mat.model import X3Mat, contributions, fitting_atoms
+from x3mat.model import X3Mat, contributions, fitting_atoms, graphs
 from x3mat.predict import MAX_ATOMS, Ensemble, domain_warnings, spread
 from x3mat.sampling import Windows
 
@@ -172,7 +172,10 @@ def evaluate(
         if windows is None:
             yield about, np.full((len(models), models[0].config.outputs), np.nan)
             continue
-        max_atoms = max_atoms or _budget(models, windows)
+        if not max_atoms and models[0].shift.device.type == "cuda":
+            trial = next(graphs(windows, models[0].config, TRIAL_ATOMS, models[0].shift))
+            max_atoms = min(GPU_ATOMS, fitting_atoms(models[0], trial, gradient=False))
+        max_atoms = max_atoms or MAX_ATOMS
         if part and atoms + windows.ptr[-1] > max_atoms:
             new = launch()
             yield from arrived()
@@ -199,18 +202,6 @@ def _joined(every: Sequence[Windows]) -> Windows:
     return replace(every[0], positions=np.concatenate([w.positions for w in every]),
                    species=np.concatenate([w.species for w in every]),
                    ptr=np.cumsum(np.concatenate([[0], *(w.atoms_per_window for w in every)])))
-
-
-def _budget(models: Sequence[X3Mat], windows: Windows) -> int:
-    """How many atoms of windows the device should read at a time, judged by some of these."""
-    device, number = models[0].shift.device, np.searchsorted(windows.ptr, TRIAL_ATOMS, "right") - 1
-    if device.type != "cuda":
-        return MAX_ATOMS
-    atoms = windows.ptr[max(number, 1)]
-    trial = replace(windows, positions=windows.positions[:atoms], species=windows.species[:atoms],
-                    atom=windows.atom[:atoms], ptr=windows.ptr[: max(number, 1) + 1])
-    fitting = fitting_atoms(lambda: contributions(models, trial, atoms), atoms, device)
-    return min(GPU_ATOMS, fitting)
 
 
 def for_each(function: Callable[[str], Any], names: Sequence[str]) -> DataLoader:

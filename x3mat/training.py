@@ -129,14 +129,6 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)
 
 
-def budget(model: X3Mat, batch: Batch) -> int:
-    """The ``max_atoms`` of :func:`predict_mean` that a card's free memory allows for."""
-    stop = np.searchsorted(batch.ptr["positions"], TRIAL_ATOMS, "right") - 1
-    graph, weights = batch.graph(0, max(1, int(stop))), list(model.parameters())
-    return fitting_atoms(lambda: torch.autograd.grad(model.network(graph).sum(), weights),
-                         len(graph.positions), batch.positions.device)
-
-
 class Replayed:
     """:func:`predict_mean` and its gradient on a GPU as CUDA graphs.
 
@@ -295,10 +287,6 @@ class CrystalWindows(Dataset):
     def __post_init__(self) -> None:
         self.pairs = self.pairs or [find_pairs(w, self.config) for w in self.windows]
 
-    def at_epoch(self, epoch: int) -> CrystalWindows:
-        """The same crystals with the draws of another epoch."""
-        return replace(self, epoch=epoch)
-
     def __len__(self) -> int:
         return len(self.windows)
 
@@ -335,10 +323,6 @@ class DrawnWindows(Dataset):
     seed: int = 0
     epoch: int = 0
     jitter: float = 0.0  # Å; standard deviation of random displacements of the atoms, along x, y, z
-
-    def at_epoch(self, epoch: int) -> DrawnWindows:
-        """The same crystals with the draws of another epoch."""
-        return replace(self, epoch=epoch)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -426,7 +410,7 @@ class Learner(L.LightningModule):
     def train_dataloader(self, epoch: int | None = None) -> DataLoader:
         epoch = self.current_epoch if epoch is None else epoch
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
-        return self._loader(self.train_set.at_epoch(epoch), order.tolist())
+        return self._loader(replace(self.train_set, epoch=epoch), order.tolist())
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self.validation_set, list(range(len(self.validation_set))))
@@ -449,7 +433,8 @@ class Learner(L.LightningModule):
                     for b in islice(self.train_dataloader(epoch), EXAMPLES)]
         self._replayed = Replayed(self.model, crystals, crystals * self.config.windows_per_crystal,
                                   [b for b in examples if len(b.species) <= CAPTURED_ATOMS])
-        self._max_atoms = self.config.max_atoms or budget(self.model, examples[0])
+        trial = examples[0].graph(*chunks(examples[0].ptr["positions"].tolist(), TRIAL_ATOMS)[0])
+        self._max_atoms = self.config.max_atoms or fitting_atoms(self.model, trial, gradient=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._mean_error("train_mae", batch, batch_idx, len(self.train_set))
@@ -481,13 +466,9 @@ class Learner(L.LightningModule):
                              **{name: float(s[0] / s[1]) for name, s in sums.items()}})
         self._sums = {}
 
-    @property
-    def seconds(self) -> float:
-        """Wall time, with that before an interruption."""
-        return time.perf_counter() - self._began
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["history"], checkpoint["seconds"] = self.history, self.seconds
+        checkpoint["history"] = self.history
+        checkpoint["seconds"] = time.perf_counter() - self._began  # with those before a kill
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = list(checkpoint["history"])
@@ -607,16 +588,10 @@ def crystals_of(
         return DrawnWindows(names, crystal, targets, config.model, number, config.seed,
                             jitter=config.jitter if training else 0.0)
     refine = config.refine if training else 1
-    windows = application_windows(application, names, config.model, refine)
+    sizes = config.model.radius, config.model.step, refine
+    windows = [_windows(application.name, *sizes, name) for name in names]
     draw = (config.windows_per_crystal, refine, config.seed) if training else ()
     return CrystalWindows(windows, targets, config.model, *draw)
-
-
-def application_windows(
-    application: Application, names: Sequence[str], config: X3MatConfig, refine: int = 1
-) -> list[Windows]:
-    """Windows of an application's crystals."""
-    return [_windows(application.name, config.radius, config.step, refine, name) for name in names]
 
 
 @lru_cache(maxsize=1024)  # runs that follow each other in one process share them

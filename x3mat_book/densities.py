@@ -1,4 +1,4 @@
-"""Comparison of site maps with simulated densities."""
+"""Units of uptake, and comparison of site maps with simulated densities."""
 
 from __future__ import annotations
 
@@ -69,3 +69,12 @@ def correlations(windows: Windows, a: np.ndarray, b: np.ndarray) -> dict[str, fl
         return {"spearman": 0.0, "pearson": 0.0}
     x, y = a[windows.orbit], b[windows.orbit]
     return {"spearman": float(spearmanr(x, y).statistic), "pearson": float(pearsonr(x, y)[0])}
+
+
+def grams_per_litre(molar_mass: float, volume: float) -> float:
+    """g per litre of one molecule (g/mol) in a volume (Å3).
+
+    >>> round(grams_per_litre(28.0134, 1000.0), 2)
+    46.52
+    """
+    return molar_mass / 6.02214076e23 / (volume * 1e-27)
