@@ -177,14 +177,9 @@ def crystal(source: str) -> Crystal:
     return crystals.read_crystal(source)
 
 
-def _core_mof_all(subset: Subset) -> tuple[str, ...]:
-    _core_mof_arrays(subset)  # before several processes want it
-    return core_mof_names(subset)
-
-
 _DATABASES = {
     "iza": (iza_codes, iza), "qmof": (lambda: qmof_table().index, qmof),
-    **{f"core-mof:{s}": (partial(_core_mof_all, s), partial(core_mof, subset=s))
+    **{f"core-mof:{s}": (partial(core_mof_names, s), partial(core_mof, subset=s))
        for s in get_args(Subset)},
 }
 

@@ -198,10 +198,8 @@ def turned_back(acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, 
 
 
 @triton.jit
-def wigner_kernel(
-    frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
-    P: constexpr, LANES: constexpr, EDGES: constexpr,
-):
+def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
+                  P: constexpr, LANES: constexpr, EDGES: constexpr):
     """Packed D: see :class:`x3mat.model.WignerMatrices`."""
     size: constexpr = wigner_at(L + 1, -M, M)
     e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
@@ -237,10 +235,8 @@ def wigner_kernel(
 
 
 @triton.jit
-def rotate_kernel(
-    h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
-    M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr,
-):
+def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
+                  M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr):
     """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
     size: constexpr = wigner_at(L + 1, -stored, stored)
     width: constexpr = radial_at(L + 1, M, L) * C
@@ -255,11 +251,9 @@ def rotate_kernel(
 
 
 @triton.jit
-def rotate_back_kernel(
-    h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
-    L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
-    EDGES: constexpr,
-):
+def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
+                       L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
+                       EDGES: constexpr):
     """Gradient of radial; grad ← grad ⊙ radial, the gradient of D (A x_j + B x_i)."""
     size: constexpr = wigner_at(L + 1, -stored, stored)
     width: constexpr = radial_at(L + 1, M, L) * C
@@ -349,10 +343,8 @@ def logits(mixed, gain, bias, n_edges, width: constexpr, first: constexpr, A: co
 
 
 @triton.jit
-def weigh_kernel(
-    mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
-    first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr,
-):
+def weigh_kernel(mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
+                 first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr):
     """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
     e, live, _, _, _, t = logits(mixed, gain, bias, n_edges, width, first, A, EDGES)
     head = tl.program_id(1)
@@ -398,11 +390,9 @@ def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, 
 
 
 @triton.jit
-def attend_back_kernel(
-    value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight, n_edges,
-    n_nodes, size: constexpr, L: constexpr, M: constexpr, stored: constexpr,
-    C: constexpr, H: constexpr, EDGES: constexpr,
-):
+def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight,
+                       n_edges, n_nodes, size: constexpr, L: constexpr, M: constexpr,
+                       stored: constexpr, C: constexpr, H: constexpr, EDGES: constexpr):
     """``mean``: gradient times output of each head, (N, H)."""
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     n = tl.load(dst + e, mask=live, other=0)[:, None]
@@ -660,7 +650,7 @@ class Attend(torch.autograd.Function):
         _, _, _, bias_1, bias_2, gain, bias, logit, *weights = parameters
         orders_ = s.m_max + 1
         mixed = s.buffer(h, n_edges, s.l_max, s.mixed)
-        radial = Attend.radial(hidden, parameters)
+        radial = torch.addmm(parameters[2], hidden, parameters[1].T)
         x = Attend.rotate(h, radial, edges, s, parameters)
         Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
         weight = h.new_empty(n_edges, s.heads)
@@ -678,11 +668,6 @@ class Attend(torch.autograd.Function):
         ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters, *kept)
         ctx.edges, ctx.sizes = edges, sizes
         return out
-
-    @staticmethod
-    def radial(hidden, parameters):
-        """Radial weights."""
-        return torch.addmm(parameters[2], hidden, parameters[1].T)
 
     @staticmethod
     def rotate(h, radial, edges, s, parameters):
@@ -726,7 +711,7 @@ class Attend(torch.autograd.Function):
         edges, s, n_edges = ctx.edges, ctx.sizes, len(ctx.edges.src)
         h, hidden, mixed, weight, out, inverse, *rest = ctx.saved_tensors
         parameters, kept = (rest[:-4], rest[-4:]) if s.keep else (rest, None)
-        offset, w_radial, _, _, bias_2, gain, bias, logit, *weights = parameters
+        offset, w_radial, b_radial, _, bias_2, gain, bias, logit, *weights = parameters
         orders_, grad, n = s.m_max + 1, grad.contiguous(), h.shape[1]
         gated, value = kept[2:] if kept else Attend.values(mixed, n_edges, s, weights[orders_:],
                                                            bias_2)
@@ -749,7 +734,7 @@ class Attend(torch.autograd.Function):
         weigh_back_kernel[grid](mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts,
                                 n_edges, s.mixed, s.first_logit, s.heads, s.logits, 64)
         parts = parts.sum(0)
-        radial = kept[0] if kept else Attend.radial(hidden, parameters)
+        radial = kept[0] if kept else torch.addmm(b_radial, hidden, w_radial.T)
         x = kept[1] if kept else Attend.rotate(h, radial, edges, s, parameters)
         grad_x, first, grad_bias_1 = Attend.back(x, grad_mixed, n_edges, s, s.l_max, s.mixed,
                                                  weights[:orders_])

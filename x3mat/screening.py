@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,8 @@ def screen(
     rows, new, written = [], [], time.monotonic()
     bar = tqdm(total=len(mine), initial=len(known), unit="crystal", disable=not progress)
     try:
+        with suppress(Exception):  # fills the caches that the processes then share
+            read(todo[0])
         cuts = for_each(partial(cut, read, ensemble), todo)
         for row, y in evaluate(ensemble.members, cuts, max_atoms):
             value = {} if row["error"] else {"value": y.mean(0)[0], "std": spread(y)[0]}

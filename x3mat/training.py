@@ -452,9 +452,9 @@ class Learner(L.LightningModule):
             predicted = predict_mean(self.model, batch, self._max_atoms)
         size, of = self.config.crystals_per_step, self.trainer.world_size
         together = min(size, n - batch_idx * size)  # crystals in the batch
-        error = (predicted - batch.target).abs() * (self.global_rank < together)
-        counted = error.new_tensor(float(error.numel() * (self.global_rank < together)))
-        sums = torch.stack([error.detach().sum(), counted])
+        counted = float(self.global_rank < together)
+        error = (predicted - batch.target).abs() * counted
+        sums = torch.stack([error.detach().sum(), torch.full_like(error, counted).sum()])
         self._sums[name] = self._sums.get(name, 0) + sums
         self.log(name, error.detach().mean(), prog_bar=True, on_step=False, on_epoch=True,
                  batch_size=len(error), sync_dist=True)
