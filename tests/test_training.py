@@ -282,8 +282,9 @@ def test_two_devices_take_the_steps_of_one(tmp_path):
         for devices in (1, 2)
     ]  # fmt: skip
     one, two = found
-    assert [sorted(row) for row in two.history] == [["epoch", "train_mae", "val_mae"]] * 3
+    assert [sorted(row) for row in two.history] == [["epoch", "seconds", "train_mae", "val_mae"]] * 3
     for a, b in zip(one.history, two.history, strict=True):
+        assert b.pop("seconds") > 0 < a.pop("seconds")
         assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
     for x, y in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.allclose(x, y, rtol=1e-3, atol=1e-5)

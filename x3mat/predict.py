@@ -210,15 +210,14 @@ def domain_warnings(crystal: Crystal, ensemble: Ensemble) -> list[str]:
     unseen = [symbol(z) for z in np.unique(crystal.species) if int(z) not in domain["species"]]
     if unseen and domain["species"]:
         out.append(f"unseen element: no training crystal contains {', '.join(unseen)}")
-    if any(key in domain for key in RANGES):
-        descriptors = describe(crystal)
-        for key, (label, unit) in RANGES.items():
-            low, high = domain.get(key, (-np.inf, np.inf))
-            value = getattr(descriptors, key)
-            if not low <= value <= high:
-                side = "below" if value < low else "above"
-                out.append(f"{label} {value:.3g} {unit}".rstrip()
-                           + f" is {side} the range of training, {low:.3g} to {high:.3g}")
+    found = describe(crystal) if {"void_fraction", "largest_cavity"} & set(domain) else crystal
+    for key, (label, unit) in RANGES.items():
+        low, high = domain.get(key, (-np.inf, np.inf))
+        value = getattr(found, key, low)
+        if not low <= value <= high:
+            side = "below" if value < low else "above"
+            out.append(f"{label} {value:.3g} {unit}".rstrip()
+                       + f" is {side} the range of training, {low:.3g} to {high:.3g}")
     seen = ensemble.trained_on(crystal.name)
     if seen:
         out.append(f"{seen} of {len(ensemble.members)} members were trained on a crystal called"

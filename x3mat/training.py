@@ -462,7 +462,8 @@ class Learner(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         sums = {k: self.trainer.strategy.reduce(v, reduce_op="sum") for k, v in self._sums.items()}
-        self.history.append({"epoch": self.current_epoch,
+        seconds = time.perf_counter() - self._began
+        self.history.append({"epoch": self.current_epoch, "seconds": seconds,
                              **{name: float(s[0] / s[1]) for name, s in sums.items()}})
         self._sums = {}
 
@@ -508,7 +509,7 @@ class TrainResult:
     """A trained model and how it was trained."""
 
     model: X3Mat  # on the device on which it was trained
-    history: list[dict[str, float]]  # per epoch: epoch, train_mae, val_mae where validated
+    history: list[dict[str, float]]  # epoch, seconds, train_mae, and val_mae where validated
     wall_s: float
 
 

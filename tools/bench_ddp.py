@@ -1,0 +1,136 @@
+"""Training on one and on two devices: crystals per second, scaling efficiency, loss curves.
+
+Each row is a training run by x3mat.training.train, timed epoch by epoch without the first, in which
+kernels are compiled and CUDA graphs captured, and the last, which validates.
+
+    fixed    two devices share the batch of one:  rate(2, B) / 2 rate(1, B)
+    weak     each has the batch of one:           rate(2, 2B) / 2 rate(1, B)
+
+Windows
+    zeolites  as zeolite-n2 is trained, on 64 frameworks, several times each in an epoch
+    qmof      as qmof-gap is trained, cut when needed; needs X3MAT_DATA
+
+The result file is written anew after each run; kinds that are not run stay in it.
+
+Examples
+    python tools/bench_ddp.py --kinds qmof zeolites --seconds 180
+    python tools/bench_ddp.py --device cpu --quick --out /tmp/ddp.json
+
+Writes data/results/bench/ddp.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from x3mat import databases, paths, results, sample_windows
+from x3mat.applications import application
+from x3mat.training import CrystalWindows, DrawnWindows, TrainConfig, train, train_config
+
+EPOCHS = 4
+QUICK = ["epochs=3", "crystals_per_step=4", "windows_per_crystal=2", "model.l_max=1",
+         "model.m_max=1", "model.channels=8", "model.heads=2", "model.layers=1"]  # fmt: skip
+
+
+def zeolites(quick: bool) -> tuple[TrainConfig, CrystalWindows]:
+    config = replace(train_config(application("zeolite-n2"), QUICK if quick else ()), refine=1)
+    codes = databases.iza_codes()[:: 32 if quick else 4]
+    windows = [w for w in (sample_windows(databases.iza(c)) for c in codes) if w.n_orbits < 200]
+    windows = windows * (1 if quick else 1024 // len(windows))
+    targets = np.random.default_rng(0).normal(size=(len(windows), 1))
+    return config, CrystalWindows(windows, targets, config.model, config.windows_per_crystal)
+
+
+def qmof(quick: bool) -> tuple[TrainConfig, DrawnWindows]:
+    config = train_config(application("qmof-gap"), QUICK if quick else ())
+    table = application("qmof-gap").labels().iloc[: 16 if quick else 2048]
+    names, targets = list(table.index), table.to_numpy()
+    if not quick:
+        names, targets = names * 2, np.tile(targets, (2, 1))
+    return config, DrawnWindows(
+        names, partial(databases.qmof, symprec=0.0), targets, config.model,
+        config.windows_per_crystal,
+    )  # fmt: skip
+
+
+KINDS = {"zeolites": zeolites, "qmof": qmof}
+
+
+def measure(config: TrainConfig, data, devices: int, device: str) -> dict:
+    """Crystals per second of a run."""
+    validation = replace(data, **(
+        {"names": data.names[:8]} if isinstance(data, DrawnWindows)
+        else {"windows": data.windows[:8], "pairs": data.pairs[:8]}
+    ), targets=data.targets[:8])  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(config, data, validation, folder, device=device, devices=devices,
+                    check_every=config.epochs, progress=False)  # fmt: skip
+    ends = [row["seconds"] for row in run.history]
+    epoch = statistics.median(np.diff(ends)[:-1] if len(ends) > 2 else np.diff(ends))
+    return {"devices": devices, "batch": config.crystals_per_step, "crystals": len(data),
+            "epoch_s": epoch, "crystals_per_s": len(data) / epoch, "first_epoch_s": ends[0],
+            "step_ms": 1e3 * epoch * config.crystals_per_step / len(data),
+            "train_mae": [row["train_mae"] for row in run.history]}  # fmt: skip
+
+
+def efficiencies(rows: list[dict]) -> dict:
+    """Rates on two devices over twice that on one; largest relative difference of the losses."""
+    batch = min(r["batch"] for r in rows)
+    by = {(r["devices"], r["batch"] // batch): r for r in rows}
+    found = {}
+    for name, key in (("fixed", (2, 1)), ("weak", (2, 2))):
+        if (1, 1) in by and key in by:
+            found[name] = by[key]["crystals_per_s"] / (2 * by[1, 1]["crystals_per_s"])
+    if (1, 1) in by and (2, 1) in by:
+        one, two = (np.array(by[key]["train_mae"]) for key in ((1, 1), (2, 1)))
+        found["loss_difference"] = float(np.abs(two / one - 1).max())
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--kinds", nargs="+", default=["zeolites", "qmof"], choices=list(KINDS))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="begin no further run after so many seconds")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=paths.results("bench/ddp.json"))
+    options = parser.parse_args(argv)
+    began, found = time.perf_counter(), {}
+    if options.out.is_file():
+        found = {k: v for k, v in results.read_json(options.out).items() if k != "provenance"}
+    for kind in options.kinds:
+        config, data = KINDS[kind](options.quick)
+        config = config if options.quick else replace(config, epochs=EPOCHS)
+        about = {"model": vars(config.model), "windows_per_crystal": config.windows_per_crystal}
+        found[kind] = {**about, "rows": [], "skipped": []}
+        for devices, times in ((1, 1), (2, 2), (2, 1)):
+            if time.perf_counter() - began > options.seconds:
+                found[kind]["skipped"].append([devices, times])
+                continue
+            each = replace(config, crystals_per_step=times * config.crystals_per_step)
+            row = measure(each, data, devices, options.device)
+            found[kind]["rows"].append(row)
+            found[kind] |= efficiencies(found[kind]["rows"])
+            print(f"{time.perf_counter() - began:.0f} s  {kind} {row}", flush=True)
+            results.write(options.out.absolute(), found, seed=0,
+                          command=shlex.join(["python", "tools/bench_ddp.py", *argv]),
+                          wall_s=time.perf_counter() - began)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
