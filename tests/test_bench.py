@@ -6,8 +6,11 @@ import json
 import math
 
 import bench
+import bench_database
+import bench_ddp
 import pytest
 import torch
+from small_models import write
 
 from x3mat import paths, results
 
@@ -124,3 +127,25 @@ def test_what_the_chapter_says_of_speed():
     assert round(step["ms_at_bandwidth"], 2) == 0.17
     ratios = [r[k] for r in cpu["comparison"] for k in ("ratio_fwd", "ratio_fwd_bwd") if k in r]
     assert (round(min(ratios), 1), round(max(ratios), 1)) == (1.3, 2.7)
+
+
+def test_scaling_from_rows():
+    def row(devices, batch, rate, mae):
+        return {"devices": devices, "batch": batch, "crystals_per_s": rate, "train_mae": mae}
+
+    found = bench_ddp.efficiencies([
+        row(1, 4, 10.0, [2.0, 1.0]), row(2, 8, 19.0, [2.0, 1.2]), row(2, 4, 16.0, [2.0, 1.1]),
+    ])  # fmt: skip
+    assert found == pytest.approx({"fixed": 0.8, "weak": 0.95, "loss_difference": 0.1})
+    assert bench_ddp.efficiencies([row(1, 4, 10.0, [1.0])]) == {}
+
+
+def test_a_database_is_timed(tmp_path):
+    model = write(tmp_path / "model" / "0.pt")
+    bench_database.main(["iza", "--model", str(model), "--device", "cpu", "--limit", "5",
+                         "--warm-up", "2", "--out", str(tmp_path / "x.json")])  # fmt: skip
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert (found["crystals"], found["timed"], found["complete"]) == (5, 3, True)
+    hours = found["hours_for_a_million"]
+    assert hours["1"] == pytest.approx(1e6 / found["crystals_per_s"] / 3600)
+    assert hours["64"] == pytest.approx(hours["1"] / 64)

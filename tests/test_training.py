@@ -282,7 +282,7 @@ def test_two_devices_take_the_steps_of_one(tmp_path):
         for devices in (1, 2)
     ]  # fmt: skip
     one, two = found
-    assert [sorted(row) for row in two.history] == [["epoch", "seconds", "train_mae", "val_mae"]] * 3
+    assert all({"train_mae", "val_mae"} < set(row) for row in two.history)
     for a, b in zip(one.history, two.history, strict=True):
         assert b.pop("seconds") > 0 < a.pop("seconds")
         assert b == pytest.approx(a, rel=1e-4, abs=1e-5)

@@ -7,6 +7,8 @@ radial functions, 64 channels in the feed-forward layers, fp32 storage, TF32 mat
 Windows
     random      40 atoms in a sphere of 6 Å, edges from the 20 nearest within 6 Å (16.6 per atom)
     zeolites    one window, R = 6 Å, of each of as many IZA frameworks; pairs within 5 Å
+    qmof        one window, R = 8 Å, of each of as many QMOF crystals; pairs within 3.5 Å, as
+                qmof-gap is trained; needs X3MAT_DATA, and is measured only if asked for
 
 Measured, each as the median of repeats after a warm-up, all in ms per window
     x3mat       forward, and forward + backward; operation by operation ("eager"), and on a GPU also
@@ -18,6 +20,10 @@ Measured, each as the median of repeats after a warm-up, all in ms per window
                 are read out; this one has as many layers over all edges as the peer
     uma         forward, and forward + backward; at the end as a CUDA graph, too, where it can be
     uma_fast_*  UMA's backends for inference, forward only
+
+For zeolites, iza_pass_s is what a pass over all IZA frameworks takes at these times: X(3)mat reads
+one window of each orbit of its grid, the peer, which is not invariant under reflections, all
+windows of the plain 2 Å grid (their numbers: data/results/grids.json).
 
 peak_gib is the most memory that tensors took; for a CUDA graph it is all that the graph holds.
 Counted are the FLOPs of matrix products and the bytes that operations and kernels read and write
@@ -33,6 +39,7 @@ Examples
     python tools/bench.py                                    # all, on the GPU if there is one
     python tools/bench.py --device cpu --threads 2 --windows 4
     python tools/bench.py --l-max 4 --no-peer
+    python tools/bench.py --l-max 6 2 --graphs zeolites qmof --seconds 150
     python tools/bench.py --quick --no-peer --out /tmp/quick.json
 
 Writes data/results/bench/<name>.json
@@ -52,7 +59,7 @@ import sys
 import time
 import types
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -66,13 +73,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from x3mat import databases, paths, results, sample_windows
+from x3mat.crystal import Crystal
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, window_graph
 
 PEER = "fairchem-core"
 PEER_VERSION = "2.24.0"
-RADIUS = 6.0  # Å
+RADIUS = 8.0  # Å; of the networks; of the random windows and those of zeolites: 6 Å
 CUTOFF = 6.0  # Å; of both networks and of the random windows
-ZEOLITE_CUTOFF = 5.0  # Å; 15 pairs per atom
 # Dense TF32 TFLOP/s and GB/s by the makers' data sheets
 CARDS = {"H100 PCIe": (378, 2000), "H100": (494.7, 3350), "H200": (494.7, 4800),
          "A100": (156, 2039)}  # fmt: skip
@@ -100,11 +107,11 @@ def random_windows(n: int, atoms: int, neighbours: int, seed: int, unique: int =
     for _ in range(min(unique, n)):
         positions, apart, tries = torch.empty(0, 3, dtype=torch.float64), 1.1, 0
         while len(positions) < atoms:
-            point = (torch.rand(1, 3, generator=rng, dtype=torch.float64) * 2 - 1) * RADIUS
+            point = (torch.rand(1, 3, generator=rng, dtype=torch.float64) * 2 - 1) * 6.0
             tries += 1
             if tries > 20000:
                 apart, tries = 0.9 * apart, 0
-            if point.norm() <= RADIUS and (
+            if point.norm() <= 6.0 and (
                 len(positions) == 0 or torch.cdist(positions, point).min() > apart
             ):
                 positions = torch.cat([positions, point])
@@ -129,13 +136,15 @@ def random_windows(n: int, atoms: int, neighbours: int, seed: int, unique: int =
                        torch.cat(src), torch.cat(dst), n)  # fmt: skip
 
 
-def zeolite_windows(n: int, seed: int) -> WindowGraph:
-    """One window of each of n IZA frameworks, both drawn at random; all grid points alike."""
+def crystal_windows(
+    names: Sequence[str], read: Callable[[str], Crystal], radius: float, cutoff: float, n: int,
+    seed: int,
+) -> WindowGraph:
+    """One window of each of n crystals, both drawn at random; all grid points alike."""
     rng = np.random.default_rng(seed)
-    codes = databases.iza_codes()
     positions, species = [], []
-    for code in rng.choice(codes, n, replace=n > len(codes)):
-        windows = sample_windows(databases.iza(code), radius=RADIUS)
+    for name in rng.choice(names, n, replace=n > len(names)):
+        windows = sample_windows(read(name), radius=radius)
         w = rng.choice(windows.n_orbits, p=windows.weights / windows.n_windows)
         atoms = slice(windows.ptr[w], windows.ptr[w + 1])
         positions.append(windows.positions[atoms])
@@ -143,7 +152,7 @@ def zeolite_windows(n: int, seed: int) -> WindowGraph:
     ptr = np.concatenate([[0], np.cumsum([len(s) for s in species])])
     return window_graph(torch.as_tensor(np.concatenate(positions)).float(),
                         torch.as_tensor(np.concatenate(species)), torch.as_tensor(ptr),
-                        ZEOLITE_CUTOFF, RADIUS)  # fmt: skip
+                        cutoff, radius)  # fmt: skip
 
 
 def first(graph: WindowGraph, n: int) -> WindowGraph:
@@ -644,8 +653,13 @@ class Bench:
 
     def _windows(self, name: str) -> None:
         n, quick, seed = self.options.windows, self.options.quick, self.options.seed
-        graph = (zeolite_windows(n, seed) if name == "zeolites"
-                 else random_windows(n, *((8, 4) if quick else (40, 20)), seed))  # fmt: skip
+        if name == "random":
+            graph = random_windows(n, *((8, 4) if quick else (40, 20)), seed)
+        elif name == "zeolites":
+            graph = crystal_windows(databases.iza_codes(), databases.iza, 6.0, 5.0, n, seed)
+        else:
+            names = databases.qmof_table().index
+            graph = crystal_windows(names, databases.qmof, 8.0, 3.5, n, seed)
         self.payload["graphs"][name] = described(graph)
         self.graphs[name] = on(graph, self.options.device)
 
@@ -772,8 +786,19 @@ def compare(payload: dict, sizes: Sizes) -> list[dict]:
             key = graphs, l_max, name
             here = [m for m in done if (m["graphs"], m["l_max"], m["pass"]) == key]
             row |= _compared(here, name.replace("+", "_"))
-        rows.append(row)
+        rows.append(row | (iza_pass(row) if graphs == "zeolites" else {}))
     return rows
+
+
+def iza_pass(row: dict) -> dict:
+    """Seconds of one training pass over all IZA frameworks; see above."""
+    grids = results.read("grids.json")["grids"]
+    counts = {"": grids["auto"]["orbits"], "peer_": grids["plain"]["points"]}
+    found = {f"{who}iza_pass_s": n * row[f"{who}ms_fwd_bwd"] / 1e3
+             for who, n in counts.items() if f"{who}ms_fwd_bwd" in row}  # fmt: skip
+    if len(found) == 2:
+        found["ratio_iza_pass"] = found["peer_iza_pass_s"] / found["iza_pass_s"]
+    return found
 
 
 def _compared(measured: list[dict], name: str) -> dict:
@@ -895,7 +920,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--graphs", nargs="+", default=["random", "zeolites"],
-                        choices=["random", "zeolites"], help="kinds of windows (default both)")
+                        choices=["random", "zeolites", "qmof"],
+                        help="kinds of windows (default random zeolites)")  # fmt: skip
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch has it)")
     parser.add_argument("--no-peer", action="store_true", help="X(3)mat alone")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
