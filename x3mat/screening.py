@@ -57,9 +57,7 @@ def screen(
     ----------
     sources : sequence of str; what ``read`` takes, see :func:`x3mat.databases.expand`
     ensemble : Ensemble; its device is used
-    out : path
-        Folder of the results; crystals that stand there are not predicted again. To have some of
-        them predicted anew, delete their file.
+    out : path; crystals that stand there are not predicted again, unless their file is deleted
     shard : (i, n)
         Predict every n-th source only, from the i-th of 0 to n − 1. Shards may write to the same
         folder, at the same time.
@@ -67,15 +65,9 @@ def screen(
     max_atoms : int; of windows in memory at a time; 0: what is fast and the device can hold
     progress : bool; show a progress bar
 
-    Returns
-    -------
-    DataFrame
-        The rows of this shard in the order of ``sources``; columns: :data:`COLUMNS`.
-
-    Raises
-    ------
-    DataError
-        The shard is none, ``out`` cannot be written to or has results of another model.
+    Returns the rows of this shard in the order of ``sources``, with the columns :data:`COLUMNS`.
+    Raises a DataError if the shard is none, or ``out`` cannot be written to or has results of
+    another model.
     """
     number, of = shard
     if not 0 <= number < of:

@@ -752,8 +752,7 @@ def summarize(application: Application) -> dict:
                         f"run x3mat train {application.name}")
     table = application.labels()[application.columns[0]]
     rows = pd.DataFrame([
-        {"name": p["name"], "learned": p.get("label", [table[p["name"]]])[0],
-         "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
+        {"name": p["name"], "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
          "label": table[p["name"]], "predicted": p["predicted"][0]}
         for r in records for p in r["predictions"]
     ]).assign(error=lambda r: (r.predicted - r.label).abs())
@@ -779,7 +778,6 @@ def summarize(application: Application) -> dict:
     draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
     together = wide.mean(axis=1)
     used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
-    changed = (rows.learned - rows.label).abs() > 1e-9
     shown = pd.DataFrame({"label": label, "predicted": together, "spread": wide.std(axis=1)})
     if application.table:  # labels of others are not written down
         shown = shown.drop(columns="label")
@@ -794,9 +792,7 @@ def summarize(application: Application) -> dict:
         "mae_of_mean_over_seeds": float((together - label).abs().mean()),
         "r2_of_mean_over_seeds": float(1 - ((together - label) ** 2).sum() / variation),
         "test_mae_of_each_fold": rows.groupby("fold").error.mean().tolist(),
-        "test_mae_of_each_half": rows.groupby("half").error.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
-        "labels_revised_since_training": sorted(set(rows.name[changed])),
         "n_test": len(label), "folds": wanted, "seeds": seeds, "n_seeds": len(seeds),
         "config": used[0]["config"],
         "training_hardware": sorted({r["provenance"]["hardware"] for r in used}),
