@@ -10,6 +10,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from x3mat import databases
+from x3mat.applications import application
 from x3mat.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
@@ -33,9 +34,8 @@ def test_packed_crystals_are_read_again(archive, monkeypatch, capsys):
     assert "1 of 18872 crystals" in capsys.readouterr().out  # one has no label, one no place
     monkeypatch.setenv("X3MAT_DATA", str(archive))
     databases._qmof_arrays.cache_clear()
-    databases.qmof_table.cache_clear()
     try:
-        assert databases.qmof_table().bandgap_pbe_eV.to_dict() == {"qmof-0001b0d": 1.5}
+        assert application("qmof-gap").labels().bandgap_pbe_eV.to_dict() == {"qmof-0001b0d": 1.5}
         crystal = databases.qmof("qmof-0001b0d")
         np.testing.assert_allclose(np.linalg.norm(crystal.lattice, axis=1), [5, 5, 4])
         assert sorted(crystal.species.tolist()) == [8, 30]
@@ -43,7 +43,6 @@ def test_packed_crystals_are_read_again(archive, monkeypatch, capsys):
             databases.qmof("qmof-00052d0")
     finally:
         databases._qmof_arrays.cache_clear()
-        databases.qmof_table.cache_clear()
 
 
 def test_wrong_folder_is_refused(archive, capsys):

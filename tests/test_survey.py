@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from x3mat import paths, results
-from x3mat.applications import ZEOLITE_N2
+from x3mat.applications import application
 from x3mat.databases import iza, iza_codes
 from x3mat.errors import CrystalError
 
@@ -79,7 +79,7 @@ def test_quantiles_of_a_histogram():
 def test_baselines_are_those_of_the_shipped_labels_and_predictions():
     found = results.read("zeolite-n2/baselines.json")
     table = pd.read_csv(paths.results("zeolite-n2/baselines.csv"), index_col=0)
-    labels = ZEOLITE_N2.labels()
+    labels = application("zeolite-n2").labels()
     assert sorted(table.index) == sorted(iza_codes())
     np.testing.assert_allclose(table["n2_g_L"], labels.loc[table.index, "n2_g_L"], atol=1e-4)
     for name, model in found["models"].items():

@@ -335,7 +335,9 @@ def test_application_of_drawn_windows_from_training_to_summary(tmp_path, monkeyp
     """Zeolites in the place of a large database, killed between training and prediction."""
     zeolites = application("zeolite-n2")
     folds = [Fold(("SOD", "ABW", "ATN"), (("LTA",), ("CHA", "AFI")))]
-    app = replace(zeolites, name="many", drawn=True, ranges=("density",), table=zeolites.labels)
+    monkeypatch.setenv("X3MAT_DATA", str(zeolites.folder))
+    source = {"file": "labels.csv", "name": "code", "columns": {"n2_g_L": "n2_g_L"}}
+    app = replace(zeolites, name="many", drawn=True, ranges=("density",), source=source)
     monkeypatch.setitem(APPLICATIONS, "many", app)
     monkeypatch.setattr(type(app), "folds", lambda self: folds)
     monkeypatch.setattr(paths, "results", lambda name="": tmp_path / name)

@@ -73,6 +73,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from x3mat import databases, paths, results, sample_windows
+from x3mat.applications import application
 from x3mat.crystal import Crystal
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, window_graph
 
@@ -658,7 +659,7 @@ class Bench:
         elif name == "zeolites":
             graph = crystal_windows(databases.iza_codes(), databases.iza, 6.0, 5.0, n, seed)
         else:
-            names = databases.qmof_table().index
+            names = application("qmof-gap").labels().index
             graph = crystal_windows(names, databases.qmof, 8.0, 3.5, n, seed)
         self.payload["graphs"][name] = described(graph)
         self.graphs[name] = on(graph, self.options.device)

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from x3mat import results
-from x3mat.applications import ZEOLITE_N2 as APPLICATION
+from x3mat.applications import application
 from x3mat.databases import iza
 from x3mat.descriptors import describe
 
@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   nice python tools/zeolite_baselines.py            # about a minute
   python tools/zeolite_baselines.py --seed 1 --output /tmp/baselines
 """
+APPLICATION = application("zeolite-n2")
 FEATURES = ("density", "void_fraction", "largest_cavity")
 TARGET, ERROR = APPLICATION.columns[0], "error_g_L"
 N_BOOTSTRAP = 2000

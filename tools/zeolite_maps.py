@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from x3mat import databases, maps, paths, results
-from x3mat.applications import ZEOLITE_N2
+from x3mat.applications import application
 from x3mat.crystal import Crystal
 from x3mat.model import X3Mat
 from x3mat.predict import Ensemble, load_model
@@ -130,7 +130,7 @@ def uptakes(code: str, ensemble: Ensemble, density: np.ndarray) -> dict:
     values = ensemble.values(windows)
     unseen = [i for i, about in enumerate(ensemble.about) if code not in about["train"]]
     return {
-        "label": float(ZEOLITE_N2.labels().loc[code, "n2_g_L"]),
+        "label": float(application("zeolite-n2").labels().loc[code, "n2_g_L"]),
         "mean_density": float(density.mean()),
         "predicted_all": float(values.mean()),
         "predicted_held_out": float(values[unseen].mean()) if unseen else None,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from x3mat import databases, paths
-from x3mat.crystal import Crystal
+from x3mat.crystal import SYMPREC, Crystal
 from x3mat.errors import DataError
 
 
@@ -31,16 +32,17 @@ class Fold:
 
 @dataclass(frozen=True)
 class Application:
-    """A property to be learned.
+    """A property to be learned, as ``data/<name>/application.json`` states it.
 
-    ``hyper_parameters`` are those that its training sets differently from
-    :class:`x3mat.training.TrainConfig`, the model's under "model". Where the table of labels is not
-    ours, so that no label may appear among results, ``table`` gives it, else
-    ``data/<name>/labels.csv``. ``drawn`` says that there are thousands of crystals: windows are cut
-    when they are needed, and there is one split, whose first half of the rest is for validation and
-    whose second half is the test set; further entries of ``folds.json`` are other splits of the
-    same crystals. A model remembers the range of the descriptors ``ranges`` in its training set, to
-    warn outside of it.
+    Labels are read from ``data/<name>/labels.csv``. Where they are others', so that none may appear
+    among results, ``source`` says where in the folder of external data they are: the ``file`` (CSV
+    or npz), its column with the ``name`` of crystals, which of its columns ours are, and where to
+    get it (``remedy``). ``hyper_parameters`` are those that its training sets differently from
+    :class:`x3mat.training.TrainConfig`, the model's under "model". ``drawn`` says that there are
+    thousands of crystals: windows are cut when they are needed, and there is one split, whose first
+    half of the rest is for validation and whose second half is the test set; further entries of
+    ``folds.json`` are other splits of the same crystals. A model remembers the range of the
+    descriptors ``ranges`` in its training set, to warn outside of it.
     """
 
     name: str  # also the folder of its data, results and models
@@ -48,9 +50,9 @@ class Application:
     unit: str
     conditions: str
     columns: tuple[str, ...]  # of the table of labels, with the targets, one for each output
-    crystal: Callable[[str], Crystal]  # of a name in the table's first column
+    database: str  # of its crystals, one of x3mat.databases.DATABASES
     hyper_parameters: dict
-    table: Callable[[], pd.DataFrame] | None = None
+    source: dict | None = None
     ranges: tuple[str, ...] = ("density", "void_fraction", "largest_cavity")
     drawn: bool = False
 
@@ -58,14 +60,23 @@ class Application:
     def folder(self) -> Path:
         return paths.data() / self.name
 
+    def crystal(self, name: str, symprec: float = SYMPREC) -> Crystal:
+        """The crystal called ``name`` in the table of labels."""
+        return databases.DATABASES[self.database][1](name, symprec=symprec)
+
     def labels(self) -> pd.DataFrame:
         """The table of labels, one row per crystal, indexed by name."""
-        if self.table:
-            return self.table()
-        path = self.folder / "labels.csv"
-        if not path.exists():
-            raise DataError(path, "the table of labels is missing", "restore it or simulate it")
-        return pd.read_csv(path, index_col=0)
+        path, remedy = self.folder / "labels.csv", "restore it or simulate it"
+        if self.source:
+            path, remedy = paths.external() / self.source["file"], self.source["remedy"]
+        if not path.is_file():
+            raise DataError(path, "the table of labels is missing", remedy)
+        if not self.source:
+            return pd.read_csv(path, index_col=0)
+        theirs = {"name": self.source["name"], **self.source["columns"]}
+        with np.load(path) if path.suffix == ".npz" else nullcontext(pd.read_csv(path)) as file:
+            table = pd.DataFrame({ours: file[column] for ours, column in theirs.items()})
+        return table.set_index("name").astype(float)
 
     def folds(self) -> list[Fold]:
         """The splits of ``data/<name>/folds.json``."""
@@ -73,29 +84,14 @@ class Application:
         return [Fold(tuple(f["train"]), tuple(map(tuple, f["halves"]))) for f in found]
 
 
-ZEOLITE_N2 = Application(
-    name="zeolite-n2", property="N2 uptake", unit="g/L", conditions="298 K, 1 bar, pure silica",
-    columns=("n2_g_L",), crystal=databases.iza,
-    hyper_parameters={
-        "epochs": 90, "crystals_per_step": 4, "windows_per_crystal": 48, "refine": 2,
-        "learning_rate": 3e-3, "weight_decay": 0.01, "ema": 0.995,
-        "model": {"l_max": 2, "m_max": 2, "layers": 2, "channels": 32, "cutoff": 3.5},
-    },
-)
+def _read(path: Path) -> Application:
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    lists = {k: tuple(v) for k, v in stated.items() if isinstance(v, list)}
+    return Application(path.parent.name, **{**stated, **lists})
 
-QMOF_GAP = Application(
-    name="qmof-gap", property="band gap", unit="eV", conditions="PBE, relaxed structure of QMOF",
-    columns=("bandgap_pbe_eV",), crystal=databases.qmof, table=databases.qmof_table,
-    ranges=("density",), drawn=True,
-    hyper_parameters={
-        "epochs": 24, "crystals_per_step": 32, "windows_per_crystal": 4,
-        "learning_rate": 2e-3, "weight_decay": 0.01, "ema": 0.999, "max_atoms": 30_000,
-        "model": {"l_max": 2, "m_max": 2, "layers": 2, "channels": 64, "cutoff": 3.5,
-                  "radius": 8.0},
-    },
-)
 
-APPLICATIONS = {a.name: a for a in (ZEOLITE_N2, QMOF_GAP)}
+APPLICATIONS = {path.parent.name: _read(path)
+                for path in sorted(paths.data().glob("*/application.json"))}
 
 
 def application(name: str) -> Application:

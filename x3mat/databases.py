@@ -20,7 +20,7 @@ from contextlib import closing
 from functools import cache, lru_cache, partial
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from x3mat import crystal as crystals
 from x3mat import paths, results
 from x3mat.crystal import SYMPREC, Crystal, crystal_from_arrays, parse_cif
 from x3mat.errors import CrystalError, DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Subset = Literal["ASR", "FSR"]
 _CACHE_FORMAT = 1
@@ -134,16 +131,6 @@ def qmof(name: str, symprec: float = SYMPREC) -> Crystal:
     return _crystal_of(table, name, "Z", "frac", symprec)
 
 
-@cache
-def qmof_table() -> pd.DataFrame:
-    """PBE band gaps, eV, by QMOF name."""
-    import pandas as pd
-
-    table = _qmof_arrays()
-    return pd.DataFrame({"bandgap_pbe_eV": table["bandgap_pbe_eV"].astype(float)},
-                        index=pd.Index(table["id"], name="name"))
-
-
 def expand(source: str) -> list[str]:
     """What :func:`crystal` takes: all crystals of a database or folder, else `source` itself.
 
@@ -153,8 +140,8 @@ def expand(source: str) -> list[str]:
     >>> expand("iza")[:2]
     ['iza:ABW', 'iza:ACO']
     """
-    if source in _DATABASES:
-        return [f"{source}:{name}" for name in _DATABASES[source][0]()]
+    if source in DATABASES:
+        return [f"{source}:{name}" for name in DATABASES[source][0]()]
     if not Path(source).is_dir():
         return [source]
     found = sorted(str(p) for p in Path(source).iterdir() if crystals.READ.search(p.name))
@@ -168,7 +155,7 @@ def crystal(source: str) -> Crystal:
 
     Raises a CrystalError if there is none or it is refused.
     """
-    for database, (_, read) in _DATABASES.items():
+    for database, (_, read) in DATABASES.items():
         if source.lower().startswith(f"{database.lower()}:"):
             try:
                 return read(source[len(database) + 1 :])
@@ -177,8 +164,9 @@ def crystal(source: str) -> Crystal:
     return crystals.read_crystal(source)
 
 
-_DATABASES = {
-    "iza": (iza_codes, iza), "qmof": (lambda: qmof_table().index, qmof),
+#: Of each database a function that lists its names, and one that gives the crystal of a name.
+DATABASES = {
+    "iza": (iza_codes, iza), "qmof": (lambda: _qmof_arrays()["index"], qmof),
     **{f"core-mof:{s}": (partial(core_mof_names, s), partial(core_mof, subset=s))
        for s in get_args(Subset)},
 }

@@ -40,6 +40,7 @@ class Ensemble:
     name: str  # of the model, file or folder that was loaded
     members: tuple[X3Mat, ...]
     about: tuple[dict, ...]  # each checkpoint's application, unit, fold, training crystals, ranges
+    output: int = 0  # which of several outputs it is about
     workers: int = 1  # members evaluated at the same time, each in a thread
 
     @property
@@ -76,7 +77,7 @@ class Ensemble:
 
         with ThreadPoolExecutor(min(self.workers, len(self.members))) as pool:
             y = contributions(self.members, windows, MAX_ATOMS, pool.map)
-        return y[..., 0].double().cpu().numpy()
+        return y[..., self.output].double().cpu().numpy()
 
     def values(self, windows: Windows) -> np.ndarray:
         """Each member's value of the property, (members,): Ŷ = Σ m_w y_w / Σ m_w."""
@@ -85,7 +86,9 @@ class Ensemble:
     config = property(lambda self: self.members[0].config)
     unit = property(lambda self: self.about[0]["unit"])
     conditions = property(lambda self: self.about[0].get("conditions", ""))
-    property = property(lambda self: self.about[0]["property"])  # the last: it hides the built-in
+    column = property(lambda self: self.about[0].get("columns", ("",))[self.output])
+    property = property(lambda self: " ".join(  # the last: it hides the built-in
+        [self.column] * (self.config.outputs > 1) + [self.about[0]["property"]]))
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     ----------
     name_or_path : str or path
         Name of a shipped model (see :func:`available_models`), a checkpoint (``.pt``), or a
-        folder of checkpoints, which become one ensemble.
+        folder of checkpoints, which become one ensemble. Of a model with several outputs, name
+        and output, for instance "mof-co2o2n2:CO2".
     device : str; of torch
 
     Raises
@@ -130,8 +134,11 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     """
     from x3mat.model import load_checkpoint
 
-    path = Path(name_or_path)
-    files = _checkpoints(path) or _checkpoints(path := paths.data() / "models" / name_or_path)
+    name, column = str(name_or_path), ""
+    if not Path(name).exists():
+        name, _, column = name.partition(":")
+    path = Path(name)
+    files = _checkpoints(path) or _checkpoints(path := paths.data() / "models" / name)
     if not files:
         known = ", ".join(available_models()) or "none is installed"
         raise ModelError(str(name_or_path), "there is no such model",
@@ -141,16 +148,18 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     for file, kind in zip(files, kinds, strict=True):
         if not {"property", "unit"} <= set(kind):
             raise ModelError(file, "it does not say what it predicts", "Train it again.")
-        if kind["outputs"] != 1:
-            raise ModelError(file, f"it predicts {kind['outputs']} properties at once",
-                             "Give a model of one property.")
-        shared = ("application", "property", "unit", "conditions", "radius", "step",
+        shared = ("application", "property", "unit", "conditions", "columns", "radius", "step",
                   "encoding")
         if differing := [key for key in shared if kind.get(key) != kinds[0].get(key)]:
             raise ModelError(path, f"{file.name} and {files[0].name} differ in"
                              f" {', '.join(differing)}", "Put only one kind of model in a folder.")
+    columns = list(kinds[0].get("columns", [""]))
+    if column not in columns and (column or len(columns) > 1):
+        raise ModelError(name_or_path, f"its outputs are {', '.join(columns)}",
+                         f"Name one of them: {name}:{columns[0]}")
     return Ensemble(Path(name_or_path).name, tuple(m.to(device) for m, _ in loaded),
-                    tuple(about for _, about in loaded))
+                    tuple(about for _, about in loaded),
+                    columns.index(column) if column else 0)
 
 
 def _checkpoints(path: Path) -> list[Path]:

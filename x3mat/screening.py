@@ -40,7 +40,7 @@ TRIAL_ATOMS = 4_000  # of the windows by which the memory of a card is judged
 PART = 1_000  # crystals in a file, at most
 SECONDS = 30.0  # between files, at most
 #: Columns of the results, and what stands in them for a crystal that cannot be used; after them the
-#: value that each member k of the ensemble gives, ``y{k}``.
+#: value that each member k of the ensemble gives, ``y{k}`` (several, if it has several outputs).
 COLUMNS = {
     "file": "", "name": "", "value": np.nan, "std": np.nan, "n_atoms": 0, "n_windows": 0,
     "n_orbits": 0, "warnings": "", "error": "", "cause": "", "remedy": "", "model": "",
@@ -88,8 +88,10 @@ def screen(
             read(todo[0])
         cuts = for_each(partial(cut, read, ensemble), todo)
         for row, y in evaluate(ensemble.members, cuts, max_atoms):
-            value = {} if row["error"] else {"value": y.mean(0)[0], "std": spread(y)[0]}
-            rows.append({**row, **value, "model": model,
+            if not row["error"]:
+                k = ensemble.output
+                row |= {"value": y.mean(0)[k], "std": spread(y)[k]}
+            rows.append({**row, "model": model,
                          **{f"y{k}": v for k, v in enumerate(y.flatten())}})
             bar.update()
             if len(rows) >= PART or time.monotonic() - written > SECONDS:

@@ -682,7 +682,7 @@ def train_fold(
     labels = labels.loc[rest, list(application.columns)].to_numpy(float)
     predictions = [
         {"name": name, "half": int(i >= len(names[1])), "predicted": p.tolist(),
-         **({"label": y.tolist()} if application.table is None else {})}
+         **({"label": y.tolist()} if application.source is None else {})}
         for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))
     ]
     record = {
@@ -741,7 +741,8 @@ def summarize(application: Application) -> dict:
     With folds each crystal is in the rest of one, so each seed predicts every crystal once, by a
     model that never saw it. An application of one split (``drawn``) is tested on the second half
     of its rest; where the same was done on other splits, their errors stand under
-    ``other_splits``. Errors are against the labels as they stand now. ``test_mae`` and
+    ``other_splits``; of several outputs each has its errors under ``outputs``, and ``test_mae`` is
+    their mean. Errors are against the labels as they stand now. ``test_mae`` and
     ``test_r2`` are means over seeds; the interval is the 2.5-97.5 % range of ``test_mae`` over
     10,000 bootstrap samples of the crystals.
     """
@@ -750,17 +751,18 @@ def summarize(application: Application) -> dict:
     if not records:
         raise DataError(application.name, "no training run is recorded",
                         f"run x3mat train {application.name}")
-    table = application.labels()[application.columns[0]]
+    table, wanted = application.labels(), 1 if application.drawn else len(application.folds())
     rows = pd.DataFrame([
         {"name": p["name"], "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
-         "label": table[p["name"]], "predicted": p["predicted"][0]}
+         "output": column, "label": table[column][p["name"]], "predicted": y}
         for r in records for p in r["predictions"]
+        for column, y in zip(application.columns, p["predicted"], strict=True)
     ]).assign(error=lambda r: (r.predicted - r.label).abs())
-    wanted, drawn = len(application.folds()), {}
+    drawn = {}
     if application.drawn:
         others = {str(fold): {"test_mae": float(part.error.mean()), "n_seeds": part.seed.nunique()}
                   for fold, part in rows[rows.half == 1].groupby("fold") if fold > 0}
-        first, wanted = rows[rows.fold == 0], 1
+        first = rows[rows.fold == 0]
         drawn = {"validation_mae": float(first.error[first.half == 0].mean()),
                  "other_splits": others}
         rows = first[first.half == 1]
@@ -770,30 +772,24 @@ def summarize(application: Application) -> dict:
         raise DataError(application.name, "no seed has runs of all folds",
                         f"run x3mat train {application.name} for the missing folds")
     rows = rows[rows.seed.isin(seeds)]
-    wide = rows.pivot(index="name", columns="seed", values="predicted")
-    label = rows.groupby("name").label.first()
-    deviation, variation = wide.sub(label, axis=0), ((label - label.mean()) ** 2).sum()
-    errors = deviation.abs().to_numpy()  # (crystals, seeds)
-    rng = np.random.default_rng(0)
-    draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
-    together = wide.mean(axis=1)
-    used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
-    shown = pd.DataFrame({"label": label, "predicted": together, "spread": wide.std(axis=1)})
-    if application.table:  # labels of others are not written down
+    scores, shown = zip(*(_scores(part) for _, part in rows.groupby("output", sort=False)),
+                        strict=True)
+    shown = pd.concat(shown)
+    if application.source:  # labels of others are not written down
         shown = shown.drop(columns="label")
+    if len(scores) == 1:
+        shown = shown.drop(columns="output")
     shown.round(4).to_csv(folder / "predictions.csv")
+    outputs = dict(zip(application.columns, scores, strict=True))
+    used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
     summary = {
         "application": application.name, "property": application.property,
         "conditions": application.conditions, "unit": application.unit,
-        "test_mae": float(errors.mean()),
-        "test_r2": float((1 - (deviation**2).sum() / variation).mean()),
-        "test_mae_of_each_seed": errors.mean(0).tolist(),
-        "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
-        "mae_of_mean_over_seeds": float((together - label).abs().mean()),
-        "r2_of_mean_over_seeds": float(1 - ((together - label) ** 2).sum() / variation),
+        **(scores[0] if len(scores) == 1 else
+           {"test_mae": float(rows.error.mean()), "outputs": outputs}),
         "test_mae_of_each_fold": rows.groupby("fold").error.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
-        "n_test": len(label), "folds": wanted, "seeds": seeds, "n_seeds": len(seeds),
+        "n_test": rows.name.nunique(), "folds": wanted, "seeds": seeds, "n_seeds": len(seeds),
         "config": used[0]["config"],
         "training_hardware": sorted({r["provenance"]["hardware"] for r in used}),
         "training_wall_s": sum(r["provenance"]["wall_s"] for r in used), **drawn,
@@ -801,3 +797,23 @@ def summarize(application: Application) -> dict:
     return results.read_json(results.write(
         folder / "summary.json", summary, seed=seeds, wall_s=summary["training_wall_s"],
         command=f"x3mat train {application.name} --summarize"))
+
+
+def _scores(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
+    """Errors of one output, and the mean over seeds for each crystal."""
+    wide = rows.pivot(index="name", columns="seed", values="predicted")
+    label = rows.groupby("name").label.first()
+    deviation, variation = wide.sub(label, axis=0), ((label - label.mean()) ** 2).sum()
+    errors = deviation.abs().to_numpy()  # (crystals, seeds)
+    rng = np.random.default_rng(0)
+    draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
+    together = wide.mean(axis=1)
+    return {
+        "test_mae": float(errors.mean()),
+        "test_r2": float((1 - (deviation**2).sum() / variation).mean()),
+        "test_mae_of_each_seed": errors.mean(0).tolist(),
+        "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
+        "mae_of_mean_over_seeds": float((together - label).abs().mean()),
+        "r2_of_mean_over_seeds": float(1 - ((together - label) ** 2).sum() / variation),
+    }, pd.DataFrame({"output": rows.output.iloc[0], "label": label, "predicted": together,
+                     "spread": wide.std(axis=1)})
