@@ -121,7 +121,8 @@ def mixed_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexp
     l ≥ 1, the scalars, the gates and the logits: ``width`` numbers in all."""
     if m == 0:
         return e * width + (l_ - 1) * C
-    return n_edges * width + edge_row(e, n_edges, l_, m, L, C) - n_edges * ((L + 1) * C)
+    more: constexpr = width - (L + 1) * C  # e has 64 bits, n_edges alone may have 32
+    return edge_row(e, n_edges, l_, m, L, C) + (e + n_edges) * more - e * more
 
 
 @triton.jit

@@ -35,7 +35,7 @@ from x3mat.predict import MAX_ATOMS, Ensemble, domain_warnings, spread
 from x3mat.sampling import Windows
 
 WORKERS = 12  # at most, for cutting windows
-GPU_ATOMS = 100_000  # of windows at a time keep any card busy
+GPU_ATOMS = 250_000  # of windows at a time keep any card busy
 TRIAL_ATOMS = 4_000  # of the windows by which the memory of a card is judged
 PART = 1_000  # crystals in a file, at most
 SECONDS = 30.0  # between files, at most
@@ -140,6 +140,7 @@ def cut(
             warnings.simplefilter("always")
             crystal = read(source)
         windows = ensemble.windows(crystal)
+        windows = replace(windows, positions=windows.positions.astype(np.float32))  # half to send
         notes = [str(w.message) for w in noted if w.category is UserWarning]
         notes += domain_warnings(crystal, ensemble)
     except Exception as error:  # no crystal may stop a run over a million
