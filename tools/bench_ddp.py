@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import statistics
 import sys
 import tempfile
 import time
@@ -55,11 +54,8 @@ def zeolites(quick: bool) -> tuple[TrainConfig, CrystalWindows]:
 def qmof(quick: bool) -> tuple[TrainConfig, DrawnWindows]:
     config = train_config(application("qmof-gap"), QUICK if quick else ())
     table = application("qmof-gap").labels().iloc[: 16 if quick else 2048]
-    names, targets = list(table.index), table.to_numpy()
-    if not quick:
-        names, targets = names * 2, np.tile(targets, (2, 1))
     return config, DrawnWindows(
-        names, partial(databases.qmof, symprec=0.0), targets, config.model,
+        list(table.index), partial(databases.qmof, symprec=0.0), table.to_numpy(), config.model,
         config.windows_per_crystal,
     )  # fmt: skip
 
@@ -77,7 +73,7 @@ def measure(config: TrainConfig, data, devices: int, device: str) -> dict:
         run = train(config, data, validation, folder, device=device, devices=devices,
                     check_every=config.epochs, progress=False)  # fmt: skip
     ends = [row["seconds"] for row in run.history]
-    epoch = statistics.median(np.diff(ends)[:-1] if len(ends) > 2 else np.diff(ends))
+    epoch = float(np.median(np.diff(ends)[:-1] if len(ends) > 2 else np.diff(ends)))
     return {"devices": devices, "batch": config.crystals_per_step, "crystals": len(data),
             "epoch_s": epoch, "crystals_per_s": len(data) / epoch, "first_epoch_s": ends[0],
             "step_ms": 1e3 * epoch * config.crystals_per_step / len(data),
