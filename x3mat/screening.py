@@ -14,7 +14,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,8 +83,8 @@ def screen(
     rows, new, written = [], [], time.monotonic()
     bar = tqdm(total=len(mine), initial=len(known), unit="crystal", disable=not progress)
     try:
-        with suppress(Exception):  # fills the caches that the processes then share
-            read(todo[0])
+        for source in todo[:1]:  # fills the caches that the processes then share
+            cut(read, ensemble, source)
         cuts = for_each(partial(cut, read, ensemble), todo)
         for row, y in evaluate(ensemble.members, cuts, max_atoms):
             if not row["error"]:
