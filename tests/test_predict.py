@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from small_models import ABOUT, CONFIG, write
 
 import x3mat
@@ -138,13 +139,29 @@ def test_damaged_checkpoint(folder, tmp_path, content):
 @pytest.mark.parametrize(("change", "text"), [
     ({"unit": "mol/kg"}, "b.pt and a.pt differ in unit"),
     ({"config": replace(CONFIG, radius=5.0)}, "differ in radius"),
-    ({"config": replace(CONFIG, outputs=2)}, "predicts 2 properties"),
+    ({"columns": ["CO2", "N2"]}, "differ in columns"),
 ])  # fmt: skip
 def test_checkpoints_that_do_not_belong_together(tmp_path, change, text):
     write(tmp_path / "a.pt")
     write(tmp_path / "b.pt", **change)
     with pytest.raises(x3mat.ModelError, match=text):
         load_model(tmp_path)
+
+
+def test_outputs_are_named(tmp_path):
+    config = replace(CONFIG, outputs=2)
+    write(tmp_path / "a.pt", config=config, columns=["CO2", "N2"], property="uptake")
+    with pytest.raises(x3mat.ModelError, match=r"outputs are CO2, N2. Name one of them: .*:CO2"):
+        load_model(tmp_path)
+    one, two = (load_model(f"{tmp_path}:{gas}") for gas in ("CO2", "N2"))
+    assert (one.property, two.property) == ("CO2 uptake", "N2 uptake")
+    crystal = databases.iza("SOD")
+    windows = two.windows(crystal)
+    both = two.members[0].contributions(windows).double()
+    expected = torch.as_tensor(windows.weights / windows.n_windows) @ both
+    found = [x3mat.predict(crystal, ensemble).value for ensemble in (one, two)]
+    assert found == pytest.approx(expected.tolist())
+    assert found[0] != pytest.approx(found[1])
 
 
 def test_a_prediction_imports_neither_training_nor_plotting(folder, tmp_path):

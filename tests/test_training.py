@@ -336,7 +336,7 @@ def test_application_of_drawn_windows_from_training_to_summary(tmp_path, monkeyp
     zeolites = application("zeolite-n2")
     folds = [Fold(("SOD", "ABW", "ATN"), (("LTA",), ("CHA", "AFI")))]
     monkeypatch.setenv("X3MAT_DATA", str(zeolites.folder))
-    source = {"file": "labels.csv", "name": "code", "columns": {"n2_g_L": "n2_g_L"}}
+    source = {"file": "labels.csv", "name": "code", "columns": {"n2_g_L": "n2_g_L"}, "remedy": ""}
     app = replace(zeolites, name="many", drawn=True, ranges=("density",), source=source)
     monkeypatch.setitem(APPLICATIONS, "many", app)
     monkeypatch.setattr(type(app), "folds", lambda self: folds)
@@ -370,6 +370,27 @@ def test_application_of_drawn_windows_from_training_to_summary(tmp_path, monkeyp
     assert summary["test_mae"] == pytest.approx(np.mean(errors[:2]))
     assert summary["validation_mae"] == pytest.approx(errors[2])
     assert "label" not in pd.read_csv(tmp_path / "many" / "predictions.csv").columns
+
+
+def test_summary_of_several_outputs(tmp_path, monkeypatch):
+    app = application("mof-ch4n2")
+    table = pd.DataFrame({"CH4": [1.0, 2.0, 3.0], "N2": [0.1, 0.3, 0.2]}, index=["a", "b", "c"])
+    monkeypatch.setattr(type(app), "labels", lambda self: table)
+    monkeypatch.setattr(paths, "results", lambda name="": tmp_path / name)
+    for seed in (0, 1):
+        record = {"fold": 0, "n_train": 5, "config": {}, "predictions": [
+            {"name": name, "half": int(name != "a"), "predicted": [x + 0.5 * seed, y - 0.1]}
+            for name, (x, y) in zip(table.index, table.to_numpy(), strict=True)]}
+        results.write(tmp_path / app.name / "runs" / f"fold0-seed{seed}.json", record, seed=seed,
+                      command="", wall_s=1.0)
+    summary = summarize(app)
+    assert summary["outputs"]["CH4"]["test_mae_of_each_seed"] == pytest.approx([0.0, 0.5])
+    assert summary["outputs"]["N2"]["test_mae"] == pytest.approx(0.1)
+    assert summary["test_mae"] == pytest.approx((0.25 + 0.1) / 2)
+    assert summary["n_test"] == 2
+    shown = pd.read_csv(tmp_path / app.name / "predictions.csv")
+    assert shown.output.tolist() == ["CH4", "CH4", "N2", "N2"]
+    assert "label" not in shown.columns
 
 
 @pytest.mark.parametrize("targets", [TARGETS[:3], TARGETS * np.nan, TARGETS[:, 0]])

@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.util import find_spec
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -676,33 +675,23 @@ def _contributions(graph: WindowGraph, geometry: tuple, model: X3Mat) -> Tensor:
 
 
 def graphs(windows, config: X3MatConfig, max_atoms: int, like: Tensor) -> Iterator[WindowGraph]:
-    """Graphs of runs of windows, of at most ``max_atoms`` atoms (at least one window) each;
-    dtype and device are those of ``like``."""
+    """Graphs of runs of windows, of at most ``max_atoms`` atoms (at least one window) each; where
+    windows share the atoms of their crystal, each run has all of these. Dtype and device are those
+    of ``like``."""
+    device, positions = like.device, torch.as_tensor(windows.positions).to(like)
+    species, ptr, atom = (torch.as_tensor(x).to(device)
+                          for x in (windows.species, windows.ptr, windows.atom))
     if config.encoding == "crystal":
-        yield from _crystal_graphs(windows, config, max_atoms, like)
-        return
-    positions, ptr = torch.as_tensor(windows.positions).to(like), torch.as_tensor(windows.ptr)
-    species, ptr = torch.as_tensor(windows.species).to(like.device), ptr.to(like.device)
+        pairs = [torch.as_tensor(x) for x in neighbours(windows.crystal, config.cutoff)]
+        src, dst, vector = pairs[0].to(device), pairs[1].to(device), pairs[2].to(like)
+        species = torch.tensor(windows.crystal.species, device=device)
     for a, b in chunks(windows.ptr, max_atoms):
-        atoms = slice(windows.ptr[a], windows.ptr[b])
-        yield window_graph(positions[atoms], species[atoms], ptr[a : b + 1] - ptr[a],
-                           config.cutoff, config.radius)
-
-
-def _crystal_graphs(
-    windows, config: X3MatConfig, max_atoms: int, like: Tensor
-) -> Iterator[WindowGraph]:
-    """The same with the atoms of the crystal, which all windows of a run share."""
-    crystal = windows.crystal
-    src, dst, vector = (torch.as_tensor(x).to(like.device)
-                        for x in neighbours(crystal, config.cutoff))
-    positions, atom = torch.as_tensor(windows.positions).to(like), torch.as_tensor(windows.atom)
-    atom, species = atom.to(like.device), torch.tensor(crystal.species).to(like.device)
-    for a, b in chunks(windows.ptr, max_atoms):
-        part = slice(windows.ptr[a], windows.ptr[b])
-        window = np.repeat(np.arange(b - a), np.diff(windows.ptr[a : b + 1]))
-        yield WindowGraph(positions[part], species, torch.as_tensor(window).to(like.device), src,
-                          dst, b - a, atom[part], vector.to(like))
+        part, own = slice(windows.ptr[a], windows.ptr[b]), ptr[a : b + 1] - ptr[a]
+        if config.encoding == "crystal":
+            window = torch.arange(b - a, device=device).repeat_interleave(own.diff())
+            yield WindowGraph(positions[part], species, window, src, dst, b - a, atom[part], vector)
+        else:
+            yield window_graph(positions[part], species[part], own, config.cutoff, config.radius)
 
 
 def fitting_atoms(model: X3Mat, graph: WindowGraph, gradient: bool, share: float = 0.6) -> int:
