@@ -108,9 +108,8 @@ def predict(
 ) -> None:
     """Predict a property of crystals, with its spread over the ensemble and warnings.
 
-    With --out, results are kept in a folder that pandas.read_parquet reads as one table: a bad
-    crystal has a row that says why, a killed run goes on when called again, and several GPUs or
-    hosts share the work, each with its --shard or started by torchrun.
+    With --out, a folder that pandas.read_parquet reads as one table, a killed run goes on when
+    called again, and GPUs or hosts share the work, each with its --shard or started by torchrun.
 
     \b
     Examples:

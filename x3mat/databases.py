@@ -198,18 +198,14 @@ def _qmof_arrays() -> dict:
 
 @lru_cache(maxsize=1)
 def _core_mof_arrays(subset: Subset) -> dict:
-    path = _cache_path(subset)
+    version = metadata.version("core-mof")
+    path = paths.cache() / f"core-mof-{version}-{subset}-v{_CACHE_FORMAT}.npz"
     try:
         return _indexed(path, "names")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
         with results.replacing(path) as file:
             np.savez_compressed(file, **_read_archive(subset))
         return _indexed(path, "names")
-
-
-def _cache_path(subset: Subset) -> Path:
-    version = metadata.version("core-mof")
-    return paths.cache() / f"core-mof-{version}-{subset}-v{_CACHE_FORMAT}.npz"
 
 
 def _read_archive(subset: Subset) -> dict[str, np.ndarray]:

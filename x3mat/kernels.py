@@ -41,10 +41,8 @@ def usable(model, x: Tensor) -> bool:
     """Whether the kernels can stand in for the plain layers: float32 on a GPU, no gradient with
     respect to positions, channels, heads and radial network as wide as a power of two."""
     widths = model.config.channels, model.config.heads, model.config.radial_hidden
-    return (
-        x.dtype == torch.float32 and not x.requires_grad and widths[0] >= 16
-        and all(n & (n - 1) == 0 for n in widths)
-    )
+    powers = all(n & (n - 1) == 0 for n in widths)
+    return x.dtype == torch.float32 and not x.requires_grad and widths[0] >= 16 and powers
 
 
 @dataclass(frozen=True)

@@ -155,15 +155,11 @@ def evaluate(
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """What came with the windows of each crystal, and its :func:`means`, (models, outputs); nan
     without windows. The next crystals are fetched while a GPU still works on some."""
-    part: list[tuple[Any, Windows]] = []
-    atoms, launched = 0, []
-
-    def launch() -> list[tuple[list, Tensor]]:
-        return [([about for about, _ in part], means(models, [w for _, w in part], max_atoms))]
+    abouts, part, launched = [], [], []
 
     def arrived() -> Iterator[tuple[Any, np.ndarray]]:
-        for abouts, values in launched:
-            yield from zip(abouts, values.transpose(0, 1).cpu().numpy(), strict=True)
+        for before, values in launched:
+            yield from zip(before, values.transpose(0, 1).cpu().numpy(), strict=True)
 
     for about, windows in cuts:
         if windows is None:
@@ -173,13 +169,13 @@ def evaluate(
             trial = next(graphs(windows, models[0].config, TRIAL_ATOMS, models[0].shift))
             max_atoms = min(GPU_ATOMS, fitting_atoms(models[0], trial, gradient=False))
         max_atoms = max_atoms or MAX_ATOMS
-        if part and atoms + windows.ptr[-1] > max_atoms:
-            new = launch()
+        if part and sum(w.ptr[-1] for w in [*part, windows]) > max_atoms:
+            new = [(abouts, means(models, part, max_atoms))]
             yield from arrived()
-            launched, part, atoms = new, [], 0
-        part.append((about, windows))
-        atoms += windows.ptr[-1]
-    launched += launch() if part else []
+            launched, abouts, part = new, [], []
+        abouts.append(about)
+        part.append(windows)
+    launched += [(abouts, means(models, part, max_atoms))] if part else []
     yield from arrived()
 
 
