@@ -38,8 +38,10 @@ CLOSEST = 0.7  # Å; nearer to an atom, the Lennard-Jones energy is that at this
 CORE = 1.3  # Å; so near to an atom a molecule overlaps, and 1/r is continued smoothly
 OVERLAP = 150.0  # in k_B T; a molecule that has so much energy from some of the rest overlaps
 BIG = 1e30  # K; the energy of an overlap
+ROUND = 1.5 * 2.0**52  # added and taken off again, it rounds a number to an integer
 THREADS = 64  # of a block, one for each node or voxel
 LANES = 4 if SIMULATED else 32  # threads that share a chain on CUDA
+REGISTERS = 0  # of a thread at most; 0: as many as the compiler likes
 SMALLEST_STEP, LARGEST_TURN = 0.02, 4.0  # Å; size of the vector added to a molecule's axis
 ORIENTATIONS = 16  # random placements per voxel when the insertion weights are made
 TRANSLATION, ROTATION, REINSERTION, SWAP, IDENTITY = range(5)
@@ -108,6 +110,7 @@ class Tables(NamedTuple):
 class Chains(NamedTuple):
     """State of C chains and what the cycles of one launch record; M molecules at most."""
 
+    order: np.ndarray  # (C,) in which the chains are taken, the longest first
     state: np.ndarray  # (C,) state point p
     key: np.ndarray  # (C,) uint64, start of the chain's random numbers
     moves: np.ndarray  # (C,) moves done in all,
@@ -164,6 +167,18 @@ def uniform(base, i):
 @scalar
 def barrier():
     """Wait for the other lanes; on a core there are none."""
+
+
+@scalar
+def is_direct(tables):
+    """Whether energies of the framework are sums over its atoms; a constant on CUDA."""
+    return tables.direct == 1
+
+
+@scalar
+def is_charged(tables):
+    """Whether there are charges; a constant on CUDA."""
+    return tables.charged == 1
 
 
 # ------------------------------------------------------------------------------ energies
@@ -234,7 +249,7 @@ def spline(table, start, shape, s, x, y, z):
 @scalar
 def distance2(cell, s, a, b, c):
     """Squared distance (Å2) of the nearest images, from the difference of positions."""
-    a, b, c = a - math.floor(a + 0.5), b - math.floor(b + 0.5), c - math.floor(c + 0.5)
+    a, b, c = a - (a + ROUND - ROUND), b - (b + ROUND - ROUND), c - (c + ROUND - ROUND)
     x = a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
     y = a * cell[s, 0, 1] + b * cell[s, 1, 1] + c * cell[s, 2, 1]
     z = a * cell[s, 0, 2] + b * cell[s, 1, 2] + c * cell[s, 2, 2]
@@ -295,9 +310,9 @@ def host_waves(tables, s, x, y, z):
 @scalar
 def host(tables, s, t, q, x, y, z):
     """Energy (K) of a site of type t and charge q in the framework."""
-    if tables.direct == 1:
+    if is_direct(tables):
         energy = host_lj(tables, s, t, x, y, z)
-        if tables.charged == 1 and q != 0.0:
+        if is_charged(tables) and q != 0.0:
             energy += q * (host_coulomb(tables, s, x, y, z) + host_waves(tables, s, x, y, z))
         return energy
     start = tables.grid_start[s, t]
@@ -326,10 +341,10 @@ def host_energy(tables, s, k, pose):
 @scalar
 def pair_energy(tables, s, k, one, m, two, r2):
     """Energy (K) of two molecules at the squared distance r2: nearest images, Ewald over all."""
-    limit = tables.coulomb_cutoff[s] if tables.charged == 1 else tables.cutoff
+    limit = tables.coulomb_cutoff[s] if is_charged(tables) else tables.cutoff
     far = limit + tables.reach[k] + tables.reach[m]
     near, total = r2 < far * far, 0.0
-    if not near and tables.charged == 0:
+    if not near and not is_charged(tables):
         return 0.0
     for i in range(tables.n_sites[k]):
         for j in range(tables.n_sites[m]):
@@ -343,7 +358,7 @@ def pair_energy(tables, s, k, one, m, two, r2):
                 t, u = tables.site_type[k, i], tables.site_type[m, j]
                 total += lennard_jones(tables.lj, t, u, r2)
             q = tables.site_charge[k, i] * tables.site_charge[m, j]
-            if q != 0.0:
+            if is_charged(tables) and q != 0.0:
                 total += q * spline(
                     tables.pair, tables.pair_start[s], tables.pair_shape, s, x, y, z)
                 if r2 < limit * limit:
@@ -359,7 +374,7 @@ def own_energy(tables, chains, s, c, k, pose, skip):
         total += tables.tail[s, k, m] * chains.count[c, m]
     if skip >= 0:
         total -= tables.tail[s, k, chains.kind[c, skip]]
-    if tables.charged == 1:
+    if is_charged(tables):
         for i in range(tables.n_sites[k]):
             for j in range(i):
                 q = tables.site_charge[k, i] * tables.site_charge[k, j]
@@ -649,34 +664,36 @@ def move(tables, chains, c, row, lane, lanes):
             )  # fmt: skip
         else:
             place = turned(tables, s, pose, size, uniform(base, 4), uniform(base, 5))
-        change = molecule_energy(tables, chains, c, k, place, old, lane, lanes)
-        if change >= BIG:
-            return
-        change -= molecule_energy(tables, chains, c, k, pose, old, lane, lanes)
+        for side in range(2):  # new and old
+            energy = molecule_energy(
+                tables, chains, c, k, place if side == 0 else pose, old, lane, lanes)
+            if energy >= BIG:
+                return
+            change += energy if side == 0 else -energy
         log_ratio = -beta * change
     else:
-        activity = tables.log_activity
-        if new:
-            place, log_weight, energy = selected(
-                tables, chains, c, m, pose, kind, old, False, mixed(base), lane, lanes)
-            if kind == SWAP and lane == 0:
+        for side in range(2):  # the molecule that comes and the one that goes, if there are such
+            leaves = side == 1
+            if (old < 0) if leaves else not new:
+                continue
+            species_here = k if leaves else m
+            chosen, log_weight, energy = selected(
+                tables, chains, c, species_here, pose, kind, old, leaves,
+                mixed(base + _GAMMA) if leaves else mixed(base), lane, lanes,
+            )  # fmt: skip
+            if kind == SWAP and not leaves and lane == 0:
                 chains.weights[c, row, m, 0] += math.exp(log_weight)
                 chains.weights[c, row, m, 1] += 1
             if log_weight <= -BIG:
                 return
-            log_ratio += log_weight
-            change += energy
             if kind != REINSERTION:
-                log_ratio += activity[p, m] + chains.boost[c] - math.log(chains.count[c, m] + 1.0)
-        if old >= 0:
-            _, log_weight, energy = selected(
-                tables, chains, c, k, pose, kind, old, True, mixed(base + _GAMMA), lane, lanes)
-            if log_weight <= -BIG:
-                return
-            log_ratio -= log_weight
-            change -= energy
-            if kind != REINSERTION:
-                log_ratio -= activity[p, k] + chains.boost[c] - math.log(chains.count[c, k] * 1.0)
+                log_weight += tables.log_activity[p, species_here] + chains.boost[c]
+                log_weight -= math.log(
+                    chains.count[c, species_here] + (0.0 if leaves else 1.0))
+            log_ratio += -log_weight if leaves else log_weight
+            change += -energy if leaves else energy
+            if not leaves:
+                place = chosen
     barrier()
     if lane > 0 or math.log(uniform(base, 7)) >= log_ratio:
         return
@@ -727,7 +744,8 @@ def advance(first_chain, stride, lane, lanes, tables, chains, first, last, adapt
     `first` is the cycle of row 0 of the records. A chain whose slots are full stops between two
     moves; with more slots it goes on as if it had not stopped.
     """
-    for c in range(first_chain, chains.n.size, stride):
+    for i in range(first_chain, chains.n.size, stride):
+        c = chains.order[i]
         while chains.step[c] < last * chains.length[c] and chains.n[c] < chains.kind.shape[1]:
             row = chains.step[c] // chains.length[c] - first
             move(tables, chains, c, row, lane, lanes)
@@ -767,7 +785,7 @@ def nodes(first_node, stride, tables, lattice, shape, block, starts, lists, imag
             if r2 < tables.cutoff * tables.cutoff:
                 for t in range(last):
                     values[t, i] += lennard_jones(tables.host_lj, int(images[j, 3]), t, r2)
-                if tables.charged == 1 and r2 < tables.host_cutoff * tables.host_cutoff:
+                if is_charged(tables) and r2 < tables.host_cutoff * tables.host_cutoff:
                     values[last, i] += COULOMB * images[j, 4] * screened(tables.host_alpha, r2)
 
 
@@ -821,6 +839,16 @@ def barrier_of_block():
 _KERNELS = {advance: advance_kernel, nodes: nodes_kernel, boltzmann: boltzmann_kernel}
 
 
+def yes(tables):
+    """For `is_direct` and `is_charged` on CUDA."""
+    return True
+
+
+def no(tables):
+    """For `is_direct` and `is_charged` on CUDA."""
+    return False
+
+
 def launch(device, function, count, *arguments):
     """Apply `advance`, `nodes` or `boltzmann` to all indices below `count`.
 
@@ -830,7 +858,8 @@ def launch(device, function, count, *arguments):
     if device == "cuda":
         grid = (count, LANES) if function is advance else (-(-count // THREADS), THREADS)
         with _fitting():
-            _cuda_kernel(function)[grid](*arguments)
+            tables = arguments[0]
+            _cuda_kernel(function, tables.direct == 1, tables.charged == 1)[grid](*arguments)
         cuda_target().synchronize()
         return
     workers = config.NUMBA_NUM_THREADS
@@ -857,21 +886,27 @@ def _fitting():
 
 def cuda_target():
     """The module numba.cuda; raises `DataError` where it cannot be imported."""
+    if not hasattr(np, "row_stack"):  # gone in NumPy 2.5; numba-cuda 0.30 imports it
+        np.row_stack = np.vstack
     with _fitting():
         from numba import cuda
     return cuda
 
 
 @functools.cache
-def _cuda_kernel(function):
+def _cuda_kernel(function, direct, charged):
+    """A kernel that leaves out what its tables do not need, more than half of its code."""
     cuda = cuda_target()
     space = {**globals(), "cuda": cuda}
+    here = {"barrier": barrier_of_block, "is_direct": yes if direct else no,
+            "is_charged": yes if charged else no}  # fmt: skip
     for name in _SCALARS:
-        source = barrier_of_block if name == "barrier" else space[name]
+        source = here.get(name, space[name])
         plain = types.FunctionType(getattr(source, "py_func", source).__code__, space, name)
         space[name] = plain if SIMULATED else cuda.jit(device=True)(plain)
     kernel = _KERNELS[function]
-    return cuda.jit(types.FunctionType(kernel.__code__, space, kernel.__name__))
+    options = {"max_registers": REGISTERS} if REGISTERS and not SIMULATED else {}
+    return cuda.jit(**options)(types.FunctionType(kernel.__code__, space, kernel.__name__))
 
 
 def to_device(value, device):
