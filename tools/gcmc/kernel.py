@@ -887,7 +887,7 @@ def _fitting():
 def cuda_target():
     """The module numba.cuda; raises `DataError` where it cannot be imported."""
     if not hasattr(np, "row_stack"):  # gone in NumPy 2.5; numba-cuda 0.30 imports it
-        np.row_stack = np.vstack
+        np.row_stack = np.vstack  # noqa: NPY201
     with _fitting():
         from numba import cuda
     return cuda
