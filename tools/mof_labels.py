@@ -47,8 +47,8 @@ from x3mat import paths, results
 from x3mat.errors import X3MatError
 
 PASSES = (
-    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=2000, cycles=1000, replicas=2),
-    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=8000, cycles=4000, replicas=2),
+    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=1000, cycles=500, replicas=2),
+    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=6000, cycles=3000, replicas=2),
 )
 TARGET = 0.02  # relative error, and gap between the two starts
 FEW = 0.01  # molecules per cell; an uptake below it counts as none
@@ -68,13 +68,15 @@ def settings_hash(settings: GCMCSettings) -> str:
 # ------------------------------------------------------------------------------ simulation
 
 
-def prepare(framework: Framework, settings: GCMCSettings) -> tuple[System, list] | X3MatError:
+def prepare(
+    framework: Framework, settings: GCMCSettings, device: str = "cpu"
+) -> tuple[System, list] | X3MatError:
     """Simulated cell with its energy grid, and the distribution of places for insertions."""
     try:
         guests = make_guests(settings)
         system = make_system(framework, settings, guests)
-        make_grids(system, guests, settings, "cpu")
-        return system, insertion_cdfs([system], guests, [(0, settings)], "cpu")[0]
+        make_grids(system, guests, settings, device)
+        return system, insertion_cdfs([system], guests, [(0, settings)], device)[0]
     except X3MatError as error:
         return error
 
@@ -105,68 +107,81 @@ def row_of(result: engine.GCMCResult, framework: Framework, system: System) -> d
     }  # fmt: skip
 
 
+def compile_chains(settings: GCMCSettings, device: str) -> None:
+    """Have the chains compiled, by one step in a framework without energy."""
+    guests = make_guests(settings)
+    system = make_system(Framework(9.0 * np.eye(3), np.array([14]), np.zeros((1, 3))),
+                         settings, guests)  # fmt: skip
+    system.grids[0] = np.zeros(system.shape + 3, np.float32)
+    uniform = np.arange(1, np.prod(system.voxels) + 1) / np.prod(system.voxels)
+    short = replace(settings, equilibration=1, cycles=10, start="empty", replicas=1)
+    engine.Run([system], guests, [(0, short)], device, None, [[uniform]]).step()
+
+
 def simulate(
     frameworks: Sequence[Framework], settings: GCMCSettings, *, device: str, batch: int,
     seconds: float, workers: int,
 ) -> Iterator[list[dict]]:  # fmt: skip
     """Rows of finished crystals, then a record of what the batch took, batch by batch.
 
-    The grids of the next batch are made by `workers` processes while the chains of this one run.
-    No batch is begun that would end later than `seconds` from now, judged by the one before.
+    The grids of the next batch are made by `workers` processes, each with a CUDA context of its own
+    where there is a device, while the chains of this one run. `seconds` from now all shall be done:
+    the last batch is made smaller, judged by the time of the one before.
     """
     start = time.perf_counter()
-    prepare(Framework(9.0 * np.eye(3), np.array([14]), np.zeros((1, 3))), settings)  # compiles
-    guests, common = make_guests(settings), (settings,)
-    batches = [frameworks[i : i + batch] for i in range(0, len(frameworks), batch)]
+    if device == "cpu":  # compiles once for all processes
+        prepare(Framework(9.0 * np.eye(3), np.array([14]), np.zeros((1, 3))), settings)
     context = multiprocessing.get_context("fork")  # before there is a CUDA context
     with context.Pool(workers, _one_thread) as pool:
 
         def submit(part: Sequence[Framework]) -> list:
-            return [pool.apply_async(prepare, (f, *common)) for f in part]
+            return [(f, pool.apply_async(prepare, (f, settings, device))) for f in part]
 
-        waiting = submit(batches[0]) if batches else []
-        took = 0.0
-        for i, part in enumerate(batches):
+        at, took, waiting = batch, 0.0, submit(frameworks[:batch])
+        compile_chains(settings, device)
+        compiled = time.perf_counter() - start
+        while waiting:
             begun = time.perf_counter()
-            if begun - start + took > seconds:
-                break
+            left = start + seconds - begun
+            if left < max(took, 1.0):
+                waiting = waiting[: int(0.85 * batch * max(left, 0.0) / max(took, 1.0))]
+                at = len(frameworks)
+                if len(waiting) < batch / 8:
+                    break
             rows, ready = [], []
-            for framework, job in zip(part, waiting, strict=True):
+            for framework, job in waiting:
                 made = job.get()
                 if isinstance(made, X3MatError):
                     rows.append({"name": framework.name, "settings": settings_hash(settings),
                                  "failed": made.cause})  # fmt: skip
                 else:
                     ready.append((framework, *made))
-            waiting = submit(batches[i + 1]) if i + 1 < len(batches) else []
-            times = [time.perf_counter()]
+            waiting, at = submit(frameworks[at : at + batch]), at + batch
+            times = [begun, time.perf_counter()]
+            record = {"crystals": len(rows) + len(ready), "device": device, "moves": 0}
             if ready:
-                systems = [system for _, system, _ in ready]
-                states = [(j, settings) for j in range(len(ready))]
-                run = engine.Run(systems, guests, states, device, None, [c for *_, c in ready])
+                run = engine.Run(
+                    [system for _, system, _ in ready], make_guests(settings),
+                    [(j, settings) for j in range(len(ready))], device, None,
+                    [cdfs for *_, cdfs in ready],
+                )  # fmt: skip
                 times.append(time.perf_counter())
-                first = run.step()
-                times.append(time.perf_counter())
-                with tqdm(total=run.cycles_left + first, initial=first, unit="cycle",
-                          desc=f"batch {i + 1}/{len(batches)}", mininterval=5) as bar:  # fmt: skip
+                with tqdm(total=run.cycles_left, unit="cycle", mininterval=5) as bar:
                     while run.cycles_left:
                         bar.update(run.step())
                 times.append(time.perf_counter())
-                found = run.results(0.0)
-                rows += [row_of(r, f, s) for r, (f, s, _) in zip(found, ready, strict=True)]
+                rows += [row_of(r, f, s) for r, (f, s, _) in
+                         zip(run.results(0.0), ready, strict=True)]  # fmt: skip
+                record["device"] = gcmc_checks.device_name(device)
+                record["moves"] = int(run.chains.moves.sum())
             times.append(time.perf_counter())
             took = times[-1] - begun
-            spent = dict(zip(("tables_s", "first_launch_s", "chains_s", "averages_s"),
-                             np.diff(times).round(3).tolist(), strict=False))  # fmt: skip
-            moves = sum(r.get("moves", 0) for r in rows)
-            record = {
-                "crystals": len(part), "waited_for_grids_s": round(times[0] - begun, 3), **spent,
-                "moves": moves, "device": gcmc_checks.device_name(device),
-                "moves_per_second": round(moves / max(took, 1e-9)),
-                "provenance": results.provenance(
-                    seed=settings.seed, command=" ".join(["python", "tools/mof_labels.py",
-                                                          *sys.argv[1:]]), wall_s=took),
-            }  # fmt: skip
+            names = ("waited_for_grids_s", "tables_s", "chains_s", "averages_s")
+            record |= dict(zip(names, np.diff(times).round(3).tolist(), strict=False))
+            record |= {"compiled_s": round(compiled, 3), "provenance": results.provenance(
+                seed=settings.seed, wall_s=took,
+                command=" ".join(["python", "tools/mof_labels.py", *sys.argv[1:]]))}
+            compiled = 0.0
             yield [*rows, {"batch": record, "settings": settings_hash(settings)}]
 
 
@@ -348,8 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     step.add_argument("--packed", type=Path, help="crystals from such a file")
     step.add_argument("--batch", type=int, default=1024, help="crystals at once (default 1024)")
-    step.add_argument("--seconds", type=float, default=np.inf,
-                      help="begin no batch that would end later than this")  # fmt: skip
+    step.add_argument("--seconds", type=float, default=np.inf, help="stop by then")
     step.add_argument("--workers", type=int, default=os.cpu_count(), help="processes for grids")
     for name in ("cycles", "equilibration", "trials"):
         step.add_argument(f"--{name}", type=int, help="instead of that of the pass, for tries")

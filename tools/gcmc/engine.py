@@ -49,7 +49,9 @@ from gcmc.system import (
     FILL,
     HEAT,
     K_B,
+    LONGEST,
     MOLECULE_VOLUME,
+    SHORTEST,
     GCMCSettings,
     Guests,
     System,
@@ -264,11 +266,12 @@ class Run:
         chains.weights[:] = 0
         changed = {"weights"}
         if name == "equilibration":
-            # A cycle is max(20, N) moves, and its length stays the same while sampling: lengths
-            # that followed N would sample states with many molecules less often.
-            chains.length[:] = np.maximum(20, np.rint(chains.counts[:, :cycles].sum(-1).mean(1)))
+            # A cycle is N moves within bounds, and its length stays the same while sampling:
+            # lengths that followed N would sample states with many molecules less often.
+            number = chains.counts[:, :cycles].sum(-1).mean(1)
+            chains.length[:] = np.clip(np.rint(number), SHORTEST, LONGEST)
             chains.step[:] = self.done * chains.length
-            chains.order[:] = np.argsort(-chains.length, kind="stable")
+            chains.order[:] = np.argsort(-number, kind="stable")
             self._anneal()
             changed |= {"length", "step", "order", "beta", "boost"}
         if self.done == total:

@@ -51,6 +51,7 @@ _F4_THREE, _F4_FOUR, _F4_SIX = np.float32(3), np.float32(4), np.float32(6)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_NONE, _BIT = np.uint64(0), np.uint64(1)
 _POSE = 6  # numbers that a pose takes
 _FIRST = 16  # number of the first draw of the trials
 _SCALARS: list[str] = []
@@ -125,7 +126,10 @@ class Chains(NamedTuple):
     molecule: np.ndarray  # (C, 6, M) poses
     size: np.ndarray  # (C, 2) largest displacement (Å) and turn
     tally: np.ndarray  # (C, 2, 5) attempted and accepted moves
-    scratch: np.ndarray  # (C, max(trials, LANES)) what lanes tell one another
+    scratch: np.ndarray  # (C, max(trials, LANES)) what lanes tell one another,
+    near: np.ndarray  # (C, LANES) uint64, trials near a molecule,
+    places: np.ndarray  # (C, trials, 8) poses of trials, their bias and energy,
+    partial: np.ndarray  # (C, trials, LANES) and shares of their energies
     counts: np.ndarray  # (C, R, K) molecules at the end of each cycle
     energies: np.ndarray  # (C, R) K
     weights: np.ndarray  # (C, R, K, 2) sum of the weights of insertions, and their number
@@ -417,16 +421,60 @@ def guests_energy(tables, chains, c, k, pose, skip, first, stride, limit):
 
 
 @scalar
-def is_free(tables, chains, c, s, pose, skip):
-    """Whether no centre is nearer than `contact` to that of a pose."""
+def place_of(chains, c, i):
+    """Pose of trial i."""
+    return (
+        chains.places[c, i, 0], chains.places[c, i, 1], chains.places[c, i, 2],
+        chains.places[c, i, 3], chains.places[c, i, 4], chains.places[c, i, 5],
+    )  # fmt: skip
+
+
+@scalar
+def is_free(tables, chains, c, s, i, skip):
+    """Whether no centre is nearer than `contact` to that of trial i."""
     limit, near = tables.contact * tables.contact, 0
+    x, y, z = chains.places[c, i, 0], chains.places[c, i, 1], chains.places[c, i, 2]
     for j in range(chains.n[c]):  # without branches, so that cores take several at once
         r2 = distance2(
-            tables.cell, s, pose[0] - chains.molecule[c, 0, j],
-            pose[1] - chains.molecule[c, 1, j], pose[2] - chains.molecule[c, 2, j],
+            tables.cell, s, x - chains.molecule[c, 0, j], y - chains.molecule[c, 1, j],
+            z - chains.molecule[c, 2, j],
         )  # fmt: skip
         near += (r2 < limit) & (j != skip)
     return near == 0
+
+
+@scalar
+def find_free(tables, chains, c, s, skip, lane, lanes):
+    """Energy 0 for the trials that `is_free` says are free, BIG for the others.
+
+    Lanes share the molecules, and note in the bits of a word which trials theirs are near to.
+    """
+    if lanes == 1:
+        for i in range(tables.trials):
+            chains.places[c, i, 7] = 0.0 if is_free(tables, chains, c, s, i, skip) else BIG
+        return
+    limit = tables.contact * tables.contact
+    for first in range(0, tables.trials, 64):
+        word, number = _NONE, lesser(64, tables.trials - first)
+        for j in range(lane, chains.n[c], lanes):
+            if j != skip:
+                x, y, z = (
+                    chains.molecule[c, 0, j], chains.molecule[c, 1, j], chains.molecule[c, 2, j])
+                for i in range(number):
+                    r2 = distance2(
+                        tables.cell, s, chains.places[c, first + i, 0] - x,
+                        chains.places[c, first + i, 1] - y, chains.places[c, first + i, 2] - z,
+                    )  # fmt: skip
+                    word |= np.uint64(r2 < limit) << np.uint64(i)
+        chains.near[c, lane] = word
+        barrier()
+        word = _NONE
+        for j in range(lanes):
+            word |= chains.near[c, j]
+        for i in range(lane, number, lanes):
+            is_near = (word >> np.uint64(i)) & _BIT
+            chains.places[c, first + i, 7] = BIG if is_near == _BIT else 0.0
+        barrier()
 
 
 @scalar
@@ -554,31 +602,48 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     """
     p = chains.state[c]
     s, beta, start = tables.system[p], chains.beta[c], tables.cdf_start[p, k]
-    for i in range(lane, tables.trials, lanes):
+    places, trials = chains.places, tables.trials
+    for i in range(lane, trials, lanes):
         place, b = trial(tables, s, start, k, pose, kind, kept, base, i)
-        energy = host_energy(tables, s, k, place) if is_free(
-            tables, chains, c, s, place, skip) else BIG
-        if energy * beta < OVERLAP:
-            energy += guests_energy(tables, chains, c, k, place, skip, 0, 1, tables.inner)
-        free = energy * beta < OVERLAP and b > 0.0
-        chains.scratch[c, i] = math.exp(lesser(-beta * energy, 600.0)) / b if free else 0.0
+        for j in range(_POSE):
+            places[c, i, j] = place[j]
+        places[c, i, 6] = b
+    barrier()
+    find_free(tables, chains, c, s, skip, lane, lanes)
+    for i in range(lane, trials, lanes):
+        if places[c, i, 7] < BIG:
+            energy = host_energy(tables, s, k, place_of(chains, c, i))
+            places[c, i, 7] = energy if energy * beta < OVERLAP and places[c, i, 6] > 0.0 else BIG
+    barrier()
+    for i in range(trials):
+        if places[c, i, 7] < BIG:
+            chains.partial[c, i, lane] = guests_energy(
+                tables, chains, c, k, place_of(chains, c, i), skip, lane, lanes, tables.inner)
+    barrier()
+    for i in range(lane, trials, lanes):
+        energy, weight = places[c, i, 7], 0.0
+        if energy < BIG:
+            for j in range(lanes):
+                energy += chains.partial[c, i, j]
+            if energy * beta < OVERLAP:
+                weight = math.exp(lesser(-beta * energy, 600.0)) / places[c, i, 6]
+        chains.scratch[c, i] = weight
     barrier()
     total = 0.0
-    for i in range(tables.trials):
+    for i in range(trials):
         total += chains.scratch[c, i]
     i, rest = 0, total * uniform(base, 0)
-    while not kept and i < tables.trials - 1 and rest >= chains.scratch[c, i]:
+    while not kept and i < trials - 1 and rest >= chains.scratch[c, i]:
         rest -= chains.scratch[c, i]
         i += 1
-    weight = chains.scratch[c, i]
+    weight, pose, b = chains.scratch[c, i], place_of(chains, c, i), places[c, i, 6]
     barrier()
     if weight <= 0.0:
         return pose, -BIG, 0.0
-    pose, b = trial(tables, s, start, k, pose, kind, kept, base, i)
     energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes)
     if energy >= BIG:
         return pose, -BIG, 0.0
-    return pose, math.log(total / (tables.trials * weight * b)) - beta * energy, energy
+    return pose, math.log(total / (trials * weight * b)) - beta * energy, energy
 
 
 @scalar
@@ -859,7 +924,8 @@ def launch(device, function, count, *arguments):
         grid = (count, LANES) if function is advance else (-(-count // THREADS), THREADS)
         with _fitting():
             tables = arguments[0]
-            _cuda_kernel(function, tables.direct == 1, tables.charged == 1)[grid](*arguments)
+            kernel = _cuda_kernel(function, tables.direct == 1, tables.charged == 1, REGISTERS)
+            kernel[grid](*arguments)
         cuda_target().synchronize()
         return
     workers = config.NUMBA_NUM_THREADS
@@ -890,11 +956,12 @@ def cuda_target():
         np.row_stack = np.vstack  # noqa: NPY201
     with _fitting():
         from numba import cuda
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # of few chains, or of a small grid
     return cuda
 
 
 @functools.cache
-def _cuda_kernel(function, direct, charged):
+def _cuda_kernel(function, direct, charged, registers):
     """A kernel that leaves out what its tables do not need, more than half of its code."""
     cuda = cuda_target()
     space = {**globals(), "cuda": cuda}
@@ -905,7 +972,7 @@ def _cuda_kernel(function, direct, charged):
         plain = types.FunctionType(getattr(source, "py_func", source).__code__, space, name)
         space[name] = plain if SIMULATED else cuda.jit(device=True)(plain)
     kernel = _KERNELS[function]
-    options = {"max_registers": REGISTERS} if REGISTERS and not SIMULATED else {}
+    options = {"max_registers": registers} if registers and not SIMULATED else {}
     return cuda.jit(**options)(types.FunctionType(kernel.__code__, space, kernel.__name__))
 
 

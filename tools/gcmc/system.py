@@ -42,6 +42,7 @@ CONTACT = 0.8  # of the least sigma: no insertion puts centres nearer than this
 HEAT, FILL = 2.0, 1e5  # factors on temperature and fugacity when annealing starts
 MOLECULE_VOLUME = 45.0  # Å3; of a guest where it is dense; only shapes the insertions
 CYCLES_PER_LAUNCH = 50
+SHORTEST, LONGEST = 20, 400  # moves of a cycle
 MAX_REPLICAS = 2000  # unit cells in the simulated cell
 MAX_NET_CHARGE = 0.1  # e per atom that is taken off all atoms to make a framework neutral
 
@@ -70,7 +71,8 @@ class GCMCSettings:
     spacing : float
         Å, greatest spacing of the framework's energy grids; 0 sums over all atoms instead.
     equilibration, cycles : int
-        Cycles before and during sampling; a cycle is max(20, mean number of molecules) moves.
+        Cycles before and during sampling; a cycle has as many moves as there are molecules on
+        average, at least 20 and at most 400.
     replicas : int
         Independent chains of each framework.
     moves : tuple of 5 float
@@ -465,7 +467,8 @@ def empty_chains(
         n=np.zeros(n, np.int64), energy=np.zeros(n),
         kind=np.zeros((n, slots), np.int64), molecule=np.zeros((n, 6, slots)),
         size=np.ones((n, 2)), tally=np.zeros((n, 2, 5), np.int64),
-        scratch=np.zeros((n, max(trials, LANES))),
+        scratch=np.zeros((n, max(trials, LANES))), near=np.zeros((n, LANES), np.uint64),
+        places=np.zeros((n, trials, 8)), partial=np.zeros((n, trials, LANES)),
         counts=np.zeros((n, rows, species), np.int64), energies=np.zeros((n, rows)),
         weights=np.zeros((n, rows, species, 2)), density_start=start.astype(np.int64),
         density=np.zeros(max(1, int(np.sum(density))), np.uint32),
