@@ -80,7 +80,7 @@ def check(path, record):
 
 def test_a_run_goes_on_where_it_was_cut_off(made):
     rows = simulate(made)
-    assert [r["name"] for r in rows if "name" in r] == NAMES[:3] + ["odd"]
+    assert [r["name"] for r in rows if "name" in r] == [*NAMES[:3], "odd"]
     assert "no parameters" in rows[-2]["failed"]
     file = made / "rows.jsonl"
     assert simulate(made) == rows  # nothing is left to do
