@@ -159,7 +159,8 @@ def with_raspa(
         found = list(pool.map(lambda f: raspa_uptake(f, settings, seconds), frameworks))
     value, error, wall, quarters = zip(*found, strict=True)
     return {**pack, "reference": np.array(value)[:, None], "error": np.array(error)[:, None],
-            "wall_s": np.array(wall), "quarters": np.array(quarters)}  # fmt: skip
+            "wall_s": np.array(wall), "quarters": np.array(quarters),
+            "hardware": np.array(results.hardware())}  # fmt: skip
 
 
 def raspa_uptake(
@@ -276,7 +277,7 @@ def frameworks_of(pack: dict[str, np.ndarray], limit: int) -> list[Framework]:
 
 def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -> dict:
     """Rows and a summary of how results compare with the reference."""
-    rows, failed, gaps = [], {}, {}
+    rows, failed, gaps, here = [], {}, {}, results.hardware()
     deviation: dict[str, list[tuple[float, float, float, bool]]] = {}
     for i, result in enumerate(found):
         name = str(pack["name"][i])
@@ -315,7 +316,8 @@ def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -
         wall = pack["wall_s"][i]
         if "quarters" in pack:
             row["reference_quarters_mol_per_kg"] = pack["quarters"][i]
-        if np.isfinite(wall):
+            row["reference_wall_s"], row["reference_hardware"] = wall, str(pack["hardware"])
+        if np.isfinite(wall) and str(pack.get("hardware", here)) == here:
             gas = next(iter(result.loadings))
             row["reference_wall_s"] = wall
             row["speedup_to_equal_error"] = float(
