@@ -9,9 +9,13 @@ checks:
 
 The result is data/results/gcmc/CHECK.json. Crystals and reference values can be packed into one
 file first, with which a check needs numpy, scipy, tqdm and numba only. Data that is not shipped is
-read from the folder that X3MAT_DATA names. The files zeolite-n2, zeolite-n2-all, co2-n2-long and
-zeolite-n2-cuda were written with insertions of one trial and chains that started empty and cold;
-co2-n2-all lacks the means of its chains. The file zeolite-n2-cuda is of
+read from the folder that X3MAT_DATA names. The references of n2-77k are made by RASPA3 when the
+check runs, one process for each crystal; the means of their quarters tell whether they still drift.
+
+Which files are of which engine: zeolite-n2-all, co2-n2-long and zeolite-n2-cuda were written with
+insertions of one trial and chains that started empty and cold; argon and co2-n2-all with biased
+insertions, but cycles that had no upper bound (now 400 moves); co2-n2-all lacks the means of its
+chains; zeolite-n2, n2-77k and mof-n2 are of the present engine. The file zeolite-n2-cuda is of
 commit 9ce56f8, from outside a checkout of it: it lacks the equilibrated flags, what its provenance
 calls git is another commit, and it compares with labels of before that commit.
 

@@ -7,12 +7,15 @@ Which crystals: of the subset ASR those that are not marked DISORDER, whose larg
 wider than 3.7 Å, and that have at most 500 atoms. They are taken in one random order, so that a run
 that is cut off leaves a random sample. Each is simulated twice, from the empty and from the filled
 framework. The first pass has short chains; what its two chains do not agree on is simulated again
-in the next pass, with longer ones.
+in the next pass, with longer ones. A label is the mean of both, and its error at least half the gap
+between them.
 
 Steps, each resumable: `run` appends a line for each finished crystal to rows.jsonl below --runs and
 leaves out the lines that are there; `table` makes data/mof-n2/labels.csv and the record
 data/results/mof-n2/labels.json of them. Crystals can be packed into one file first, with which a
-run needs numpy, scipy, tqdm and numba (for NVIDIA cards also numba-cuda) only.
+run needs numpy, scipy, tqdm and numba (for NVIDIA cards also numba-cuda) only. On CUDA a batch
+should be as large as memory allows (a crystal takes about 1.5 MB), because a launch ends with its
+slowest chain.
 
 examples:
   python tools/mof_labels.py run --device cuda                  all crystals, first pass
@@ -216,6 +219,9 @@ def is_reached(row: dict) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """The step `run`."""
+    from gcmc import kernel
+
+    kernel.REGISTERS = args.registers
     file = args.runs / "rows.jsonl"
     changes = {k: getattr(args, k) for k in ("cycles", "equilibration", "trials")}
     settings = replace(PASSES[args.number], **{k: v for k, v in changes.items() if v})
@@ -362,9 +368,11 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--limit", type=int, default=0, help="first so many crystals, 0: all")
     step.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     step.add_argument("--packed", type=Path, help="crystals from such a file")
-    step.add_argument("--batch", type=int, default=1024, help="crystals at once (default 1024)")
+    step.add_argument("--batch", type=int, default=6000, help="crystals at once (default 6000)")
     step.add_argument("--seconds", type=float, default=np.inf, help="stop by then")
     step.add_argument("--workers", type=int, default=os.cpu_count(), help="processes for grids")
+    step.add_argument("--registers", type=int, default=0,
+                      help="of a CUDA thread at most, 0: as the compiler likes")  # fmt: skip
     for name in ("cycles", "equilibration", "trials"):
         step.add_argument(f"--{name}", type=int, help="instead of that of the pass, for tries")
     step.add_argument("--moves", type=float, nargs=5, help="likewise")

@@ -16,7 +16,13 @@ Limits
   annealed: where molecules are bound by 20 k_B T and more (Ar at 87 K in a zeolite), numbers hardly
   fluctuate, and what a chain holds depends on how long it has packed. ``start="both"`` lets chains
   come from the empty and from the filled framework; `GCMCResult.warnings` tells where they differ,
-  drift, or never accepted a swap. Take many trials and mostly translations there.
+  drift, or never accepted a swap. Take many trials there, and mostly swaps.
+- The chains from the filled framework must really be overfilled: then they come from above and the
+  others from below, and the truth lies between. With a lower `system.FILL` both may come from below
+  and agree better, which proves nothing. Half the gap is then the least error of a mean, and
+  `standard_error` of two chains is never less.
+- On CUDA a launch ends with its slowest chain, which may take as long as all others together: run
+  as many crystals at once as memory allows.
 - Standard errors are somewhat too small: of 253 zeolites 230 lie within two standard errors of the
   RASPA3 labels, with a root mean square of 1.26 (``zeolite-n2-all.json`` there).
 - All pores count, those too that no gas can reach from outside; nothing is blocked.
