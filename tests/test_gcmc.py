@@ -98,7 +98,7 @@ def prepared(settings, framework=CAGE, *, direct):
     if not direct:
         parts.make_grids(system, guests, settings, "cpu")
     tables = parts.make_tables([system], guests, [(0, settings)], direct=direct)
-    chains = parts.empty_chains([0], [7], len(settings.gases), 1, 12)
+    chains = parts.empty_chains([0], [7], len(settings.gases), 1, 12, settings.trials)
     chains.beta[:] = tables.beta
     return system, guests, tables, chains
 

@@ -38,8 +38,10 @@ CLOSEST = 0.7  # Å; nearer to an atom, the Lennard-Jones energy is that at this
 CORE = 1.3  # Å; so near to an atom a molecule overlaps, and 1/r is continued smoothly
 OVERLAP = 150.0  # in k_B T; a molecule that has so much energy from some of the rest overlaps
 BIG = 1e30  # K; the energy of an overlap
+ROUND = 1.5 * 2.0**52  # added and taken off again, it rounds a number to an integer
 THREADS = 64  # of a block, one for each node or voxel
 LANES = 4 if SIMULATED else 32  # threads that share a chain on CUDA
+REGISTERS = 0  # of a thread at most; 0: as many as the compiler likes
 SMALLEST_STEP, LARGEST_TURN = 0.02, 4.0  # Å; size of the vector added to a molecule's axis
 ORIENTATIONS = 16  # random placements per voxel when the insertion weights are made
 TRANSLATION, ROTATION, REINSERTION, SWAP, IDENTITY = range(5)
@@ -49,6 +51,7 @@ _F4_THREE, _F4_FOUR, _F4_SIX = np.float32(3), np.float32(4), np.float32(6)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_NONE, _BIT = np.uint64(0), np.uint64(1)
 _POSE = 6  # numbers that a pose takes
 _FIRST = 16  # number of the first draw of the trials
 _SCALARS: list[str] = []
@@ -108,6 +111,7 @@ class Tables(NamedTuple):
 class Chains(NamedTuple):
     """State of C chains and what the cycles of one launch record; M molecules at most."""
 
+    order: np.ndarray  # (C,) in which the chains are taken, the longest first
     state: np.ndarray  # (C,) state point p
     key: np.ndarray  # (C,) uint64, start of the chain's random numbers
     moves: np.ndarray  # (C,) moves done in all,
@@ -122,7 +126,10 @@ class Chains(NamedTuple):
     molecule: np.ndarray  # (C, 6, M) poses
     size: np.ndarray  # (C, 2) largest displacement (Å) and turn
     tally: np.ndarray  # (C, 2, 5) attempted and accepted moves
-    scratch: np.ndarray  # (C, max(trials, LANES)) what lanes tell one another
+    scratch: np.ndarray  # (C, max(trials, LANES)) what lanes tell one another,
+    near: np.ndarray  # (C, LANES) uint64, trials near a molecule,
+    places: np.ndarray  # (C, trials, 8) poses of trials, their bias and energy,
+    partial: np.ndarray  # (C, trials, LANES) and shares of their energies
     counts: np.ndarray  # (C, R, K) molecules at the end of each cycle
     energies: np.ndarray  # (C, R) K
     weights: np.ndarray  # (C, R, K, 2) sum of the weights of insertions, and their number
@@ -164,6 +171,18 @@ def uniform(base, i):
 @scalar
 def barrier():
     """Wait for the other lanes; on a core there are none."""
+
+
+@scalar
+def is_direct(tables):
+    """Whether energies of the framework are sums over its atoms; a constant on CUDA."""
+    return tables.direct == 1
+
+
+@scalar
+def is_charged(tables):
+    """Whether there are charges; a constant on CUDA."""
+    return tables.charged == 1
 
 
 # ------------------------------------------------------------------------------ energies
@@ -234,7 +253,7 @@ def spline(table, start, shape, s, x, y, z):
 @scalar
 def distance2(cell, s, a, b, c):
     """Squared distance (Å2) of the nearest images, from the difference of positions."""
-    a, b, c = a - math.floor(a + 0.5), b - math.floor(b + 0.5), c - math.floor(c + 0.5)
+    a, b, c = a - (a + ROUND - ROUND), b - (b + ROUND - ROUND), c - (c + ROUND - ROUND)
     x = a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
     y = a * cell[s, 0, 1] + b * cell[s, 1, 1] + c * cell[s, 2, 1]
     z = a * cell[s, 0, 2] + b * cell[s, 1, 2] + c * cell[s, 2, 2]
@@ -295,9 +314,9 @@ def host_waves(tables, s, x, y, z):
 @scalar
 def host(tables, s, t, q, x, y, z):
     """Energy (K) of a site of type t and charge q in the framework."""
-    if tables.direct == 1:
+    if is_direct(tables):
         energy = host_lj(tables, s, t, x, y, z)
-        if tables.charged == 1 and q != 0.0:
+        if is_charged(tables) and q != 0.0:
             energy += q * (host_coulomb(tables, s, x, y, z) + host_waves(tables, s, x, y, z))
         return energy
     start = tables.grid_start[s, t]
@@ -326,10 +345,10 @@ def host_energy(tables, s, k, pose):
 @scalar
 def pair_energy(tables, s, k, one, m, two, r2):
     """Energy (K) of two molecules at the squared distance r2: nearest images, Ewald over all."""
-    limit = tables.coulomb_cutoff[s] if tables.charged == 1 else tables.cutoff
+    limit = tables.coulomb_cutoff[s] if is_charged(tables) else tables.cutoff
     far = limit + tables.reach[k] + tables.reach[m]
     near, total = r2 < far * far, 0.0
-    if not near and tables.charged == 0:
+    if not near and not is_charged(tables):
         return 0.0
     for i in range(tables.n_sites[k]):
         for j in range(tables.n_sites[m]):
@@ -343,7 +362,7 @@ def pair_energy(tables, s, k, one, m, two, r2):
                 t, u = tables.site_type[k, i], tables.site_type[m, j]
                 total += lennard_jones(tables.lj, t, u, r2)
             q = tables.site_charge[k, i] * tables.site_charge[m, j]
-            if q != 0.0:
+            if is_charged(tables) and q != 0.0:
                 total += q * spline(
                     tables.pair, tables.pair_start[s], tables.pair_shape, s, x, y, z)
                 if r2 < limit * limit:
@@ -359,7 +378,7 @@ def own_energy(tables, chains, s, c, k, pose, skip):
         total += tables.tail[s, k, m] * chains.count[c, m]
     if skip >= 0:
         total -= tables.tail[s, k, chains.kind[c, skip]]
-    if tables.charged == 1:
+    if is_charged(tables):
         for i in range(tables.n_sites[k]):
             for j in range(i):
                 q = tables.site_charge[k, i] * tables.site_charge[k, j]
@@ -402,16 +421,60 @@ def guests_energy(tables, chains, c, k, pose, skip, first, stride, limit):
 
 
 @scalar
-def is_free(tables, chains, c, s, pose, skip):
-    """Whether no centre is nearer than `contact` to that of a pose."""
+def place_of(chains, c, i):
+    """Pose of trial i."""
+    return (
+        chains.places[c, i, 0], chains.places[c, i, 1], chains.places[c, i, 2],
+        chains.places[c, i, 3], chains.places[c, i, 4], chains.places[c, i, 5],
+    )  # fmt: skip
+
+
+@scalar
+def is_free(tables, chains, c, s, i, skip):
+    """Whether no centre is nearer than `contact` to that of trial i."""
     limit, near = tables.contact * tables.contact, 0
+    x, y, z = chains.places[c, i, 0], chains.places[c, i, 1], chains.places[c, i, 2]
     for j in range(chains.n[c]):  # without branches, so that cores take several at once
         r2 = distance2(
-            tables.cell, s, pose[0] - chains.molecule[c, 0, j],
-            pose[1] - chains.molecule[c, 1, j], pose[2] - chains.molecule[c, 2, j],
+            tables.cell, s, x - chains.molecule[c, 0, j], y - chains.molecule[c, 1, j],
+            z - chains.molecule[c, 2, j],
         )  # fmt: skip
         near += (r2 < limit) & (j != skip)
     return near == 0
+
+
+@scalar
+def find_free(tables, chains, c, s, skip, lane, lanes):
+    """Energy 0 for the trials that `is_free` says are free, BIG for the others.
+
+    Lanes share the molecules, and note in the bits of a word which trials theirs are near to.
+    """
+    if lanes == 1:
+        for i in range(tables.trials):
+            chains.places[c, i, 7] = 0.0 if is_free(tables, chains, c, s, i, skip) else BIG
+        return
+    limit = tables.contact * tables.contact
+    for first in range(0, tables.trials, 64):
+        word, number = _NONE, lesser(64, tables.trials - first)
+        for j in range(lane, chains.n[c], lanes):
+            if j != skip:
+                x, y, z = (
+                    chains.molecule[c, 0, j], chains.molecule[c, 1, j], chains.molecule[c, 2, j])
+                for i in range(number):
+                    r2 = distance2(
+                        tables.cell, s, chains.places[c, first + i, 0] - x,
+                        chains.places[c, first + i, 1] - y, chains.places[c, first + i, 2] - z,
+                    )  # fmt: skip
+                    word |= np.uint64(r2 < limit) << np.uint64(i)
+        chains.near[c, lane] = word
+        barrier()
+        word = _NONE
+        for j in range(lanes):
+            word |= chains.near[c, j]
+        for i in range(lane, number, lanes):
+            is_near = (word >> np.uint64(i)) & _BIT
+            chains.places[c, first + i, 7] = BIG if is_near == _BIT else 0.0
+        barrier()
 
 
 @scalar
@@ -539,31 +602,48 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     """
     p = chains.state[c]
     s, beta, start = tables.system[p], chains.beta[c], tables.cdf_start[p, k]
-    for i in range(lane, tables.trials, lanes):
+    places, trials = chains.places, tables.trials
+    for i in range(lane, trials, lanes):
         place, b = trial(tables, s, start, k, pose, kind, kept, base, i)
-        energy = host_energy(tables, s, k, place) if is_free(
-            tables, chains, c, s, place, skip) else BIG
-        if energy * beta < OVERLAP:
-            energy += guests_energy(tables, chains, c, k, place, skip, 0, 1, tables.inner)
-        free = energy * beta < OVERLAP and b > 0.0
-        chains.scratch[c, i] = math.exp(lesser(-beta * energy, 600.0)) / b if free else 0.0
+        for j in range(_POSE):
+            places[c, i, j] = place[j]
+        places[c, i, 6] = b
+    barrier()
+    find_free(tables, chains, c, s, skip, lane, lanes)
+    for i in range(lane, trials, lanes):
+        if places[c, i, 7] < BIG:
+            energy = host_energy(tables, s, k, place_of(chains, c, i))
+            places[c, i, 7] = energy if energy * beta < OVERLAP and places[c, i, 6] > 0.0 else BIG
+    barrier()
+    for i in range(trials):
+        if places[c, i, 7] < BIG:
+            chains.partial[c, i, lane] = guests_energy(
+                tables, chains, c, k, place_of(chains, c, i), skip, lane, lanes, tables.inner)
+    barrier()
+    for i in range(lane, trials, lanes):
+        energy, weight = places[c, i, 7], 0.0
+        if energy < BIG:
+            for j in range(lanes):
+                energy += chains.partial[c, i, j]
+            if energy * beta < OVERLAP:
+                weight = math.exp(lesser(-beta * energy, 600.0)) / places[c, i, 6]
+        chains.scratch[c, i] = weight
     barrier()
     total = 0.0
-    for i in range(tables.trials):
+    for i in range(trials):
         total += chains.scratch[c, i]
     i, rest = 0, total * uniform(base, 0)
-    while not kept and i < tables.trials - 1 and rest >= chains.scratch[c, i]:
+    while not kept and i < trials - 1 and rest >= chains.scratch[c, i]:
         rest -= chains.scratch[c, i]
         i += 1
-    weight = chains.scratch[c, i]
+    weight, pose, b = chains.scratch[c, i], place_of(chains, c, i), places[c, i, 6]
     barrier()
     if weight <= 0.0:
         return pose, -BIG, 0.0
-    pose, b = trial(tables, s, start, k, pose, kind, kept, base, i)
     energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes)
     if energy >= BIG:
         return pose, -BIG, 0.0
-    return pose, math.log(total / (tables.trials * weight * b)) - beta * energy, energy
+    return pose, math.log(total / (trials * weight * b)) - beta * energy, energy
 
 
 @scalar
@@ -649,34 +729,36 @@ def move(tables, chains, c, row, lane, lanes):
             )  # fmt: skip
         else:
             place = turned(tables, s, pose, size, uniform(base, 4), uniform(base, 5))
-        change = molecule_energy(tables, chains, c, k, place, old, lane, lanes)
-        if change >= BIG:
-            return
-        change -= molecule_energy(tables, chains, c, k, pose, old, lane, lanes)
+        for side in range(2):  # new and old
+            energy = molecule_energy(
+                tables, chains, c, k, place if side == 0 else pose, old, lane, lanes)
+            if energy >= BIG:
+                return
+            change += energy if side == 0 else -energy
         log_ratio = -beta * change
     else:
-        activity = tables.log_activity
-        if new:
-            place, log_weight, energy = selected(
-                tables, chains, c, m, pose, kind, old, False, mixed(base), lane, lanes)
-            if kind == SWAP and lane == 0:
+        for side in range(2):  # the molecule that comes and the one that goes, if there are such
+            leaves = side == 1
+            if (old < 0) if leaves else not new:
+                continue
+            species_here = k if leaves else m
+            chosen, log_weight, energy = selected(
+                tables, chains, c, species_here, pose, kind, old, leaves,
+                mixed(base + _GAMMA) if leaves else mixed(base), lane, lanes,
+            )  # fmt: skip
+            if kind == SWAP and not leaves and lane == 0:
                 chains.weights[c, row, m, 0] += math.exp(log_weight)
                 chains.weights[c, row, m, 1] += 1
             if log_weight <= -BIG:
                 return
-            log_ratio += log_weight
-            change += energy
             if kind != REINSERTION:
-                log_ratio += activity[p, m] + chains.boost[c] - math.log(chains.count[c, m] + 1.0)
-        if old >= 0:
-            _, log_weight, energy = selected(
-                tables, chains, c, k, pose, kind, old, True, mixed(base + _GAMMA), lane, lanes)
-            if log_weight <= -BIG:
-                return
-            log_ratio -= log_weight
-            change -= energy
-            if kind != REINSERTION:
-                log_ratio -= activity[p, k] + chains.boost[c] - math.log(chains.count[c, k] * 1.0)
+                log_weight += tables.log_activity[p, species_here] + chains.boost[c]
+                log_weight -= math.log(
+                    chains.count[c, species_here] + (0.0 if leaves else 1.0))
+            log_ratio += -log_weight if leaves else log_weight
+            change += -energy if leaves else energy
+            if not leaves:
+                place = chosen
     barrier()
     if lane > 0 or math.log(uniform(base, 7)) >= log_ratio:
         return
@@ -727,7 +809,8 @@ def advance(first_chain, stride, lane, lanes, tables, chains, first, last, adapt
     `first` is the cycle of row 0 of the records. A chain whose slots are full stops between two
     moves; with more slots it goes on as if it had not stopped.
     """
-    for c in range(first_chain, chains.n.size, stride):
+    for i in range(first_chain, chains.n.size, stride):
+        c = chains.order[i]
         while chains.step[c] < last * chains.length[c] and chains.n[c] < chains.kind.shape[1]:
             row = chains.step[c] // chains.length[c] - first
             move(tables, chains, c, row, lane, lanes)
@@ -767,7 +850,7 @@ def nodes(first_node, stride, tables, lattice, shape, block, starts, lists, imag
             if r2 < tables.cutoff * tables.cutoff:
                 for t in range(last):
                     values[t, i] += lennard_jones(tables.host_lj, int(images[j, 3]), t, r2)
-                if tables.charged == 1 and r2 < tables.host_cutoff * tables.host_cutoff:
+                if is_charged(tables) and r2 < tables.host_cutoff * tables.host_cutoff:
                     values[last, i] += COULOMB * images[j, 4] * screened(tables.host_alpha, r2)
 
 
@@ -821,6 +904,16 @@ def barrier_of_block():
 _KERNELS = {advance: advance_kernel, nodes: nodes_kernel, boltzmann: boltzmann_kernel}
 
 
+def yes(tables):
+    """For `is_direct` and `is_charged` on CUDA."""
+    return True
+
+
+def no(tables):
+    """For `is_direct` and `is_charged` on CUDA."""
+    return False
+
+
 def launch(device, function, count, *arguments):
     """Apply `advance`, `nodes` or `boltzmann` to all indices below `count`.
 
@@ -830,7 +923,9 @@ def launch(device, function, count, *arguments):
     if device == "cuda":
         grid = (count, LANES) if function is advance else (-(-count // THREADS), THREADS)
         with _fitting():
-            _cuda_kernel(function)[grid](*arguments)
+            tables = arguments[0]
+            kernel = _cuda_kernel(function, tables.direct == 1, tables.charged == 1, REGISTERS)
+            kernel[grid](*arguments)
         cuda_target().synchronize()
         return
     workers = config.NUMBA_NUM_THREADS
@@ -857,21 +952,28 @@ def _fitting():
 
 def cuda_target():
     """The module numba.cuda; raises `DataError` where it cannot be imported."""
+    if not hasattr(np, "row_stack"):  # gone in NumPy 2.5; numba-cuda 0.30 imports it
+        np.row_stack = np.vstack  # noqa: NPY201
     with _fitting():
         from numba import cuda
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # of few chains, or of a small grid
     return cuda
 
 
 @functools.cache
-def _cuda_kernel(function):
+def _cuda_kernel(function, direct, charged, registers):
+    """A kernel that leaves out what its tables do not need, more than half of its code."""
     cuda = cuda_target()
     space = {**globals(), "cuda": cuda}
+    here = {"barrier": barrier_of_block, "is_direct": yes if direct else no,
+            "is_charged": yes if charged else no}  # fmt: skip
     for name in _SCALARS:
-        source = barrier_of_block if name == "barrier" else space[name]
+        source = here.get(name, space[name])
         plain = types.FunctionType(getattr(source, "py_func", source).__code__, space, name)
         space[name] = plain if SIMULATED else cuda.jit(device=True)(plain)
     kernel = _KERNELS[function]
-    return cuda.jit(types.FunctionType(kernel.__code__, space, kernel.__name__))
+    options = {"max_registers": registers} if registers and not SIMULATED else {}
+    return cuda.jit(**options)(types.FunctionType(kernel.__code__, space, kernel.__name__))
 
 
 def to_device(value, device):

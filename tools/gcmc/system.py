@@ -42,6 +42,7 @@ CONTACT = 0.8  # of the least sigma: no insertion puts centres nearer than this
 HEAT, FILL = 2.0, 1e5  # factors on temperature and fugacity when annealing starts
 MOLECULE_VOLUME = 45.0  # Å3; of a guest where it is dense; only shapes the insertions
 CYCLES_PER_LAUNCH = 50
+SHORTEST, LONGEST = 20, 400  # moves of a cycle
 MAX_REPLICAS = 2000  # unit cells in the simulated cell
 MAX_NET_CHARGE = 0.1  # e per atom that is taken off all atoms to make a framework neutral
 
@@ -70,7 +71,8 @@ class GCMCSettings:
     spacing : float
         Å, greatest spacing of the framework's energy grids; 0 sums over all atoms instead.
     equilibration, cycles : int
-        Cycles before and during sampling; a cycle is max(20, mean number of molecules) moves.
+        Cycles before and during sampling; a cycle has as many moves as there are molecules on
+        average, at least 20 and at most 400.
     replicas : int
         Independent chains of each framework.
     moves : tuple of 5 float
@@ -169,6 +171,8 @@ def make_guests(settings: GCMCSettings) -> Guests:
         for site in molecule["sites"]:
             kind = molecule["types"][site["type"]]
             key = (kind["epsilon"], kind["sigma"], kind["charge"] * charged)
+            if key[0] == key[2] == 0:  # it feels nothing
+                continue
             if key not in types:
                 types.append(key)
             rows[-1].append((types.index(key), site["z"], key[2]))
@@ -243,16 +247,16 @@ def _on_grid(h: list[np.ndarray], spectrum: np.ndarray, shape: Sequence[int]) ->
     """Real function on a grid from its Fourier coefficients at the indices h (l ≥ 0)."""
     full = np.zeros((shape[0], shape[1], shape[2] // 2 + 1), complex)
     full[np.ix_(h[0] % shape[0], h[1] % shape[1], h[2])] = spectrum * np.prod(shape)
-    return fft.irfftn(full, s=shape, workers=-1)
+    return fft.irfftn(full, s=shape)
 
 
 def _spline_coefficients(values: np.ndarray) -> np.ndarray:
     """Padded float32 coefficients of the cubic B-spline through periodic values."""
-    spectrum = fft.rfftn(values, workers=-1)
+    spectrum = fft.rfftn(values)
     for axis, n in enumerate(values.shape):
         wave = np.arange(spectrum.shape[axis]).reshape([-1 if i == axis else 1 for i in range(3)])
         spectrum *= 3 / (2 + np.cos(2 * np.pi * wave / n))
-    spline = fft.irfftn(spectrum, s=values.shape, workers=-1).astype(np.float32)
+    spline = fft.irfftn(spectrum, s=values.shape).astype(np.float32)
     return np.pad(spline, [(1, 2)] * 3, mode="wrap")
 
 
@@ -457,13 +461,14 @@ def empty_chains(
     n = len(state)
     start = np.concatenate([[0], np.cumsum(density)])[:-1] if len(density) else np.full(n, -1)
     return Chains(
-        state=np.array(state, np.int64), key=np.array(keys, np.uint64),
+        order=np.arange(n), state=np.array(state, np.int64), key=np.array(keys, np.uint64),
         moves=np.zeros(n, np.int64), step=np.zeros(n, np.int64), length=np.full(n, 20, np.int64),
         beta=np.zeros(n), boost=np.zeros(n), count=np.zeros((n, species), np.int64),
         n=np.zeros(n, np.int64), energy=np.zeros(n),
         kind=np.zeros((n, slots), np.int64), molecule=np.zeros((n, 6, slots)),
         size=np.ones((n, 2)), tally=np.zeros((n, 2, 5), np.int64),
-        scratch=np.zeros((n, max(trials, LANES))),
+        scratch=np.zeros((n, max(trials, LANES))), near=np.zeros((n, LANES), np.uint64),
+        places=np.zeros((n, trials, 8)), partial=np.zeros((n, trials, LANES)),
         counts=np.zeros((n, rows, species), np.int64), energies=np.zeros((n, rows)),
         weights=np.zeros((n, rows, species, 2)), density_start=start.astype(np.int64),
         density=np.zeros(max(1, int(np.sum(density))), np.uint32),
@@ -507,7 +512,7 @@ def make_grids(system: System, guests: Guests, settings: GCMCSettings, device: s
         half = np.zeros((*system.shape[:2], system.shape[2] // 2 + 1), complex)
         coefficient = system.waves[:, 3] - 1j * system.waves[:, 4]
         half[tuple((index % system.shape).T)] = coefficient * np.where(index[:, 2] > 0, 0.5, 1)
-        values[-1] += fft.irfftn(half, s=system.shape, workers=-1) * np.prod(system.shape)
+        values[-1] += fft.irfftn(half, s=system.shape) * np.prod(system.shape)
     for t, (epsilon, _, charge) in enumerate(guests.types):
         if epsilon > 0 or charge != 0:
             energy = values[t] + charge * values[-1]
