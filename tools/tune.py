@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -102,6 +103,14 @@ def error_of(name: str, seed: int, params: dict, *, epochs: int, limit: int, dev
             "parameters": sum(p.numel() for p in result.model.parameters())}
 
 
+def run(jobs: list[tuple], threads: int) -> None:
+    """Call :func:`search` for each job, in a process of its own with some threads."""
+    with ProcessPoolExecutor(len(jobs), mp_context=get_context("spawn"),
+                             initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        for future in [pool.submit(search, *job) for job in jobs]:
+            future.result()
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -127,9 +136,8 @@ def main() -> None:
         for params in first_trials(name):
             study.enqueue_trial(params)
     jobs = [(name, str(journal), args.seconds, args.trials, k, options) for k in range(args.jobs)]
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for future in [pool.submit(search, *job) for job in jobs]:
-            future.result()
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    run(jobs, threads)
     done = [t for t in study.get_trials() if t.state == optuna.trial.TrialState.COMPLETE]
     results.write(
         f"{name}/tuning.json",
