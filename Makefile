@@ -25,13 +25,13 @@ book: setup notebooks
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 \
-	    --nbmake --nbmake-timeout=600 notebooks tests x3mat x3mat_book
+	    --nbmake --nbmake-timeout=600 notebooks tests x3mat x3mat_book x3mat_gcmc
 
 notebooks: setup
 	$(BIN)/python tools/export_notebooks.py
 
 lint: setup
-	$(BIN)/ruff check x3mat x3mat_book tests tools book/_ext notebooks
+	$(BIN)/ruff check x3mat x3mat_book x3mat_gcmc tests tools book/_ext notebooks
 	$(BIN)/python tools/export_notebooks.py --check
 
 clean:

@@ -19,15 +19,14 @@ from scipy.special import erfc
 pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[labels]")
 
 import gcmc_checks
-import gcmc_run
-from gcmc import Framework, GCMCSettings, engine, forcefield, gcmc, kernel
-from gcmc import system as parts
-from gcmc.forcefield import SYMBOLS, bond_charges
-from gcmc.framework import cif_charges, read_framework
 
 from x3mat.crystal import read_crystal
 from x3mat.databases import iza
 from x3mat.errors import CrystalError, DataError
+from x3mat_gcmc import Framework, GCMCSettings, command, engine, forcefield, gcmc, kernel
+from x3mat_gcmc import system as parts
+from x3mat_gcmc.forcefield import SYMBOLS, bond_charges
+from x3mat_gcmc.framework import cif_charges, read_framework
 
 K_B = 1.380649e-23
 A = 8.9  # Å
@@ -750,9 +749,9 @@ def test_cuda_kernels_in_the_simulator_give_the_same_chain(monkeypatch):
 
 def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as done:
-        gcmc_run.main(["--help"])
+        command.main(["--help"])
     assert done.value.code == 0
-    assert "examples:\n  python tools/gcmc_run.py" in capsys.readouterr().out
+    assert "examples:\n  x3mat gcmc" in capsys.readouterr().out
 
 
 def test_command_line(tmp_path, capsys):
@@ -771,7 +770,7 @@ def test_command_line(tmp_path, capsys):
     charged.write_text(f"{head}_atom_site_charge\n{atoms}\n")
     empty.write_text("")
     short = ["--cycles", "20", "--equilibration", "10", "--pressure", "1e6"]
-    code = gcmc_run.main([str(charged), str(empty), "--mixture", "CO2:0.15,N2:0.85", *short,
+    code = command.main([str(charged), str(empty), "--mixture", "CO2:0.15,N2:0.85", *short,
                           "--replicas", "1", "--json"])  # fmt: skip
     assert code == 1  # one of the files is bad
     shown = capsys.readouterr()
@@ -786,12 +785,12 @@ def test_command_line(tmp_path, capsys):
     assert bad["error"]["type"] == "CrystalError"
     assert f"error: {empty}" in shown.err
     one = [str(charged), "--gas", "Ar", "--charges", "none", *short, "--density", str(tmp_path)]
-    assert gcmc_run.main([*one, "--json"]) == 0
+    assert command.main([*one, "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), list)
     assert np.load(tmp_path / "cage-density.npz")["Ar"].ndim == 3
-    assert gcmc_run.main(one) == 0
+    assert command.main(one) == 0
     assert "mol/kg" in capsys.readouterr().out
-    assert gcmc_run.main([str(charged), "--mixture", "CO2=1"]) == 1
+    assert command.main([str(charged), "--mixture", "CO2=1"]) == 1
     assert "it is no mixture" in capsys.readouterr().err
 
 

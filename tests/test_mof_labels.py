@@ -15,10 +15,10 @@ pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[l
 
 import gcmc_checks
 import mof_labels
-from gcmc import GCMCSettings
-from gcmc.forcefield import guest, load_force_fields
 
 from x3mat import paths
+from x3mat_gcmc import GCMCSettings
+from x3mat_gcmc.forcefield import guest, load_force_fields
 
 SHORT = GCMCSettings(
     temperature=77.0, cutoff=6.0, spacing=0.4, equilibration=30, cycles=20, replicas=2, trials=8,

@@ -25,7 +25,6 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-from gcmc.forcefield import SYMBOLS, framework_parameters
 from scipy.spatial import cKDTree
 from torch import nn
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from x3mat import results
 from x3mat.applications import Application, application
 from x3mat.crystal import Crystal, periodic_images
+from x3mat_gcmc.forcefield import SYMBOLS, framework_parameters
 
 EXAMPLES = """examples:
   X3MAT_DATA=folder python tools/energy_histogram.py mof-ch4n2

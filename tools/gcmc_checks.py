@@ -45,11 +45,10 @@ if importlib.util.find_spec("gemmi") is None:  # packed crystals need none of th
     package.__path__ = [str(Path(__file__).resolve().parents[1] / "x3mat")]
     sys.modules["x3mat"] = package
 
-from gcmc import Framework, GCMCResult, GCMCSettings, gcmc
-from gcmc.framework import read_framework
-
 from x3mat import paths, results
 from x3mat.errors import X3MatError
+from x3mat_gcmc import Framework, GCMCResult, GCMCSettings, gcmc
+from x3mat_gcmc.framework import read_framework
 
 NAMED = ["LTA", "ASV", "MFI", "CHA", "FAU", "MOR", "FER", "TON", "BEA", "RHO", "KFI", "MWW"]
 SETTINGS = {
@@ -175,9 +174,9 @@ def raspa_uptake(
     import subprocess
     import tempfile
 
-    from gcmc.engine import equilibrated, standard_error
-    from gcmc.forcefield import SYMBOLS, framework_parameters, guest
-    from gcmc.system import make_guests, make_system
+    from x3mat_gcmc.engine import equilibrated, standard_error
+    from x3mat_gcmc.forcefield import SYMBOLS, framework_parameters, guest
+    from x3mat_gcmc.system import make_guests, make_system
 
     system = make_system(framework, replace(settings, spacing=0.0), make_guests(settings))
     parameters, gas = framework_parameters(settings.force_field), guest(settings.gases[0])
@@ -433,7 +432,7 @@ def device_name(device: str) -> str:
     """The CUDA device's name, or "cpu"."""
     if device == "cpu":
         return "cpu"
-    from gcmc.kernel import cuda_target
+    from x3mat_gcmc.kernel import cuda_target
 
     name = cuda_target().get_current_device().name
     return name.decode() if isinstance(name, bytes) else str(name)

@@ -41,13 +41,13 @@ from pathlib import Path
 
 import gcmc_checks
 import numpy as np
-from gcmc import Framework, GCMCSettings, engine
-from gcmc.forcefield import framework_parameters, guest
-from gcmc.system import System, insertion_cdfs, make_grids, make_guests, make_system
 from tqdm import tqdm
 
 from x3mat import paths, results
 from x3mat.errors import X3MatError
+from x3mat_gcmc import Framework, GCMCSettings, engine
+from x3mat_gcmc.forcefield import framework_parameters, guest
+from x3mat_gcmc.system import System, insertion_cdfs, make_grids, make_guests, make_system
 
 PASSES = (
     replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=1000, cycles=500, replicas=2),
@@ -85,7 +85,7 @@ def prepare(
 
 
 def _one_thread() -> None:
-    from gcmc import kernel
+    from x3mat_gcmc import kernel
 
     kernel.config.NUMBA_NUM_THREADS = 1
 
@@ -219,7 +219,7 @@ def is_reached(row: dict) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """The step `run`."""
-    from gcmc import kernel
+    from x3mat_gcmc import kernel
 
     kernel.REGISTERS = args.registers
     file = args.runs / "rows.jsonl"

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gcmc.forcefield import bond_charges
 from raspa_job import loading
 
 from x3mat import paths
 from x3mat.errors import DataError
 from x3mat_book.densities import grams_per_litre
+from x3mat_gcmc.forcefield import bond_charges
 
 if TYPE_CHECKING:
     from x3mat.crystal import Crystal

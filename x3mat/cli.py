@@ -238,6 +238,15 @@ def train(
         f" on {len(r['predictions'])} held-out crystals" for r in records))
 
 
+@app.command(add_help_option=False, context_settings={
+    "allow_extra_args": True, "ignore_unknown_options": True})
+def gcmc(context: typer.Context) -> None:
+    """Simulate how much gas crystals take up; x3mat gcmc --help tells more."""
+    from x3mat_gcmc.command import main
+
+    raise typer.Exit(main(context.args))
+
+
 @data_app.command("list")
 def data_list(as_json: Json = False) -> None:
     """List the applications.

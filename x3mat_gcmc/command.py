@@ -12,16 +12,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from gcmc import Framework, GCMCResult, GCMCSettings, gcmc
-from gcmc.framework import read_framework
-
 from x3mat import results
 from x3mat.errors import DataError, X3MatError
+from x3mat_gcmc import Framework, GCMCResult, GCMCSettings, gcmc
+from x3mat_gcmc.framework import read_framework
 
 EXAMPLES = """examples:
-  python tools/gcmc_run.py my.cif --gas N2 --temperature 77 --pressure 1e5
-  python tools/gcmc_run.py *.cif --mixture CO2:0.15,N2:0.85 --charges cif --json
-  python tools/gcmc_run.py iza:LTA --force-field trappe-n2-zeolite --charges forcefield
+  x3mat gcmc my.cif --gas N2 --temperature 77 --pressure 1e5
+  x3mat gcmc *.cif --mixture CO2:0.15,N2:0.85 --charges cif --json
+  x3mat gcmc iza:LTA --force-field trappe-n2-zeolite --charges forcefield
 """
 
 
@@ -83,7 +82,8 @@ def as_text(file: str, result: GCMCResult) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 if something failed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "x3mat gcmc", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE",
@@ -135,7 +135,3 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(results.plain(printed), indent=1, ensure_ascii=False))
     return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

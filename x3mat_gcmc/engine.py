@@ -49,8 +49,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import fft
 
-from gcmc.forcefield import framework_parameters, guest
-from gcmc.system import (
+from x3mat.errors import DataError, X3MatError
+from x3mat_gcmc.forcefield import framework_parameters, guest
+from x3mat_gcmc.system import (
     CYCLES_PER_LAUNCH,
     FILL,
     HEAT,
@@ -70,11 +71,10 @@ from gcmc.system import (
     make_system,
     make_tables,
 )  # fmt: skip
-from x3mat.errors import DataError, X3MatError
 
 if TYPE_CHECKING:
-    from gcmc.framework import Framework
     from x3mat.crystal import Crystal
+    from x3mat_gcmc.framework import Framework
 
 _N_A = 6.02214076e23
 _R = 8.31446261815324e-3  # kJ/(mol K)
@@ -217,7 +217,7 @@ class Run:
         states: Sequence[tuple[int, GCMCSettings]], device: str, checkpoint: Path | None,
         cdfs: Sequence[Sequence[np.ndarray]] | None = None,
     ) -> None:  # fmt: skip
-        from gcmc import kernel
+        from x3mat_gcmc import kernel
 
         self.kernel, self.systems, self.states, self.device = kernel, systems, states, device
         self.settings = settings = states[0][1]
@@ -583,7 +583,7 @@ def gcmc(
     --------
     An empty box takes up an ideal gas:
 
-    >>> from gcmc import Framework
+    >>> from x3mat_gcmc import Framework
     >>> box = Framework(30 * np.eye(3), np.array([2]), np.zeros((1, 3)), name="helium")
     >>> short = GCMCSettings(gases=("Ar",), cycles=200, replicas=1)
     >>> [result] = gcmc([box], short)
@@ -667,7 +667,7 @@ def _memory(device: str) -> float:
         return 2e9
     if device != "cuda":
         raise DataError(device, "it is no device", 'Choose "cpu" or "cuda".')
-    from gcmc.kernel import cuda_target
+    from x3mat_gcmc.kernel import cuda_target
 
     cuda = cuda_target()
     try:

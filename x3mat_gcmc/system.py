@@ -18,7 +18,8 @@ from scipy import fft
 from scipy.spatial import cKDTree
 from scipy.special import erf
 
-from gcmc.forcefield import (
+from x3mat.errors import DataError
+from x3mat_gcmc.forcefield import (
     COULOMB,
     SYMBOLS,
     bond_charges,
@@ -26,11 +27,10 @@ from gcmc.forcefield import (
     fugacity_coefficients,
     guest,
 )
-from x3mat.errors import DataError
 
 if TYPE_CHECKING:
-    from gcmc.framework import Framework
-    from gcmc.kernel import Chains, Tables
+    from x3mat_gcmc.framework import Framework
+    from x3mat_gcmc.kernel import Chains, Tables
 
 K_B = 1.380649e-23  # J/K
 HOST_CUTOFF = 9.0  # Å; real-space Ewald cutoff of the framework's potential
@@ -389,7 +389,7 @@ def make_tables(
     direct: bool,
 ) -> Tables:
     """Tables of several systems and state points (index of the system, settings)."""
-    from gcmc.kernel import Tables
+    from x3mat_gcmc.kernel import Tables
 
     def joined(arrays: Iterable[np.ndarray], dtype: type, *rest: int) -> np.ndarray:
         parts = list(arrays)  # CUDA has no empty arrays: at least one row
@@ -456,7 +456,7 @@ def empty_chains(
     density: Sequence[int] = (),
 ) -> Chains:  # fmt: skip
     """Empty chains; `density` gives the number of histogram cells of each chain."""
-    from gcmc.kernel import LANES, Chains
+    from x3mat_gcmc.kernel import LANES, Chains
 
     n = len(state)
     start = np.concatenate([[0], np.cumsum(density)])[:-1] if len(density) else np.full(n, -1)
@@ -482,7 +482,7 @@ def key_of(*parts: object) -> int:
 
 def make_grids(system: System, guests: Guests, settings: GCMCSettings, device: str) -> None:
     """Fill in the framework's energy grids."""
-    from gcmc import kernel
+    from x3mat_gcmc import kernel
 
     lattice, shape = system.cell / system.replicas[:, None], system.shape
     n_atoms = len(system.atoms) // int(np.prod(system.replicas))
@@ -529,7 +529,7 @@ def insertion_cdfs(
     the mean Boltzmann factor B of a voxel, blurred over its neighbours; one per cent is uniform.
     They need not be exact: acceptance and weights account for them.
     """
-    from gcmc import kernel
+    from x3mat_gcmc import kernel
 
     tables = make_tables(systems, guests, states, direct=not states[0][1].spacing)
     on_device = kernel.to_device(tables, device)

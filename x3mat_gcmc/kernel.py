@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import config, njit
 
-from gcmc.forcefield import COULOMB
 from x3mat.errors import DataError
+from x3mat_gcmc.forcefield import COULOMB
 
 if TYPE_CHECKING:
     from numba import cuda  # at run time `_cuda_kernel` puts it in, as some versions do not import

@@ -2,13 +2,13 @@
 
 In the order in which data flows: `framework` (crystals and their charges), `forcefield`,
 `system` (cells, Ewald terms, energy grids), `kernel` (the chains, compiled by numba), `engine`
-(runs and averages). ``tools/gcmc_run.py`` is the command, ``tools/gcmc_checks.py`` compares with
+(runs and averages). ``x3mat gcmc`` is the command, ``tools/gcmc_checks.py`` compares with
 other programs. The package needs numba (``pip install x3mat[labels]``), for NVIDIA cards also
 numba-cuda.
 """
 
-from gcmc.engine import GCMCResult, Loading, gcmc
-from gcmc.framework import Framework
-from gcmc.system import GCMCSettings
+from x3mat_gcmc.engine import GCMCResult, Loading, gcmc
+from x3mat_gcmc.framework import Framework
+from x3mat_gcmc.system import GCMCSettings
 
 __all__ = ["Framework", "GCMCSettings", "GCMCResult", "Loading", "gcmc"]
