@@ -28,10 +28,10 @@ def test_splits(name):
     assert split["splits"]["grouped"]["near_duplicate_in_train"]["rest"] == 0
 
 
-def test_about_every_third_has_a_look_alike():
+def test_many_have_a_look_alike():
     for name in NAMES:
         rest = results.read(f"{name}/split.json")["splits"]["random"]
-        assert 0.28 < rest["near_duplicate_in_train"]["test"] / rest["test"] < 0.42
+        assert 0.3 < rest["near_duplicate_in_train"]["test"] / rest["test"] < 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)
