@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from small_models import write
 from typer.testing import CliRunner
 
 import x3mat
@@ -30,14 +29,6 @@ def files(tmp_path_factory):
     (folder / "empty.cif").write_text("")
     (folder / "half.cif").write_text((folder / "SOD.cif").read_text()[:200])
     (folder / "notes.txt").write_text("no crystal")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    for seed in range(2):
-        write(folder / f"{seed}.pt", seed)
     return folder
 
 

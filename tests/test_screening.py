@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_models import write
 from typer.testing import CliRunner
 
 import x3mat
@@ -18,14 +17,6 @@ from x3mat.crystal import READ
 from x3mat.errors import DataError
 
 CODES = ("SOD", "CAN", "ABW", "ATN", "AFI", "LTA", "CHA")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    for seed in range(2):
-        write(folder / f"{seed}.pt", seed)
-    return folder
 
 
 @pytest.fixture(scope="module")

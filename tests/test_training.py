@@ -27,6 +27,7 @@ from x3mat.training import (
     Replayed,
     TrainConfig,
     collate,
+    crystals_of,
     pad,
     predict_mean,
     set_constants,
@@ -113,6 +114,11 @@ def test_pairs_found_once_are_those_of_the_network(windows):
     assert torch.equal(again.window, batch.window)
 
 
+def in_double(batch):
+    return replace(batch, **{k: v.double() for k, v in vars(batch).items()
+                             if isinstance(v, torch.Tensor) and v.is_floating_point()})
+
+
 @pytest.mark.parametrize("encoding", ["window", "crystal"])
 def test_padding_changes_nothing(windows, encoding):
     """What a CUDA graph replays, without the graph: predictions and gradients of padded batches."""
@@ -120,10 +126,7 @@ def test_padding_changes_nothing(windows, encoding):
     config = replace(SMALL.model, encoding=encoding, layers=2)
     model = X3Mat(config).double()
     data = CrystalWindows(windows, TARGETS, config)
-    batch = collate([data[i] for i in range(3)])
-    batch = replace(batch, **{k: getattr(batch, k).double()
-                              for k in ("positions", "share", "target", "vector")
-                              if getattr(batch, k) is not None})
+    batch = in_double(collate([data[i] for i in range(3)]))
     size = len(batch.species) + 9, len(batch.src) + 17
     if encoding == "crystal":
         size = *size, len(batch.positions) + 13
@@ -145,10 +148,7 @@ def test_batches_and_their_parts_give_what_contributions_give(windows, encoding)
     config = replace(SMALL.model, encoding=encoding, layers=2)
     model = X3Mat(config).double()
     data = CrystalWindows(windows, TARGETS, config)
-    batch = collate([data[i] for i in range(len(data))])
-    batch = replace(batch, **{k: getattr(batch, k).double()
-                              for k in ("positions", "share", "target", "vector")
-                              if getattr(batch, k) is not None})
+    batch = in_double(collate([data[i] for i in range(len(data))]))
     expected = torch.stack([torch.as_tensor(w.weights / w.n_windows) @ model.contributions(w)
                             for w in windows])
     for max_atoms in (100, 10**9):
@@ -322,6 +322,22 @@ def test_drawn_windows_depend_on_seed_epoch_and_crystal_alone():
         drawn(), drawn(epoch=1), drawn(seed=1))]  # fmt: skip
     assert len(set(draws)) == 6
     assert tuple(replace(drawn(epoch=4), epoch=1)[1].windows.centers.ravel()) == draws[4]
+
+
+def test_atoms_are_displaced_in_training_only():
+    data = replace(drawn(), jitter=0.05)
+    crystal, moved = databases.iza(CODES[0], symprec=0.0), data[0].windows.crystal
+    shift = (moved.frac_coords - crystal.frac_coords + 0.5) % 1 - 0.5
+    assert np.std(shift @ crystal.lattice) == pytest.approx(0.05, rel=0.3)
+    assert np.array_equal(data[0].windows.positions, data[0].windows.positions)
+    assert not np.array_equal(replace(data, epoch=1)[0].windows.crystal.frac_coords, moved.frac_coords)
+    assert np.array_equal(drawn()[0].windows.centers, data[0].windows.centers)
+    app, config = application("mof-ch4n2"), replace(SMALL, jitter=0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        table = pd.DataFrame({"CH4": 1.0, "N2": 2.0}, ["a"])
+        patch.setattr(type(app), "labels", lambda self: table)
+        jitter = [crystals_of(app, ["a"], config, training).jitter for training in (True, False)]
+    assert jitter == [0.05, 0.0]
 
 
 def test_drawn_points_cover_the_cell_evenly():

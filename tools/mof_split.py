@@ -27,19 +27,19 @@ import json
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from ase.data import covalent_radii
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from x3mat import paths, results
 from x3mat.applications import application
 from x3mat.errors import CrystalError
+from x3mat.sampling import neighbours
 
 EXAMPLES = """examples:
   X3MAT_DATA=folder python tools/mof_split.py qmof-gap      # about a minute on one core
@@ -69,6 +69,10 @@ class Atoms:
     lattice: np.ndarray
     species: np.ndarray
     frac_coords: np.ndarray
+
+    @property
+    def n_atoms(self) -> int:
+        return len(self.species)
 
 
 def read(path: Path) -> dict[str, Atoms]:
@@ -104,20 +108,11 @@ def near(atoms: Atoms, tolerance: float) -> Bonds:
     A bond occurs once for each periodic image of j.
     """
     radii = covalent_radii[atoms.species]
-    cutoff = 2 * radii.max() + tolerance
-    inside = atoms.frac_coords - np.floor(atoms.frac_coords)
-    pad = cutoff * np.linalg.norm(np.linalg.inv(atoms.lattice), axis=0)
-    axes = [np.arange(-n, n + 1) for n in np.ceil(pad).astype(int)]
-    shifts = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 1, 3)
-    images = inside + shifts
-    kept = ((images > -pad) & (images < 1 + pad)).all(-1)
-    atom = np.nonzero(kept)[1]
-    pairs = cKDTree(inside @ atoms.lattice).sparse_distance_matrix(
-        cKDTree(images[kept] @ atoms.lattice), cutoff, output_type="ndarray"
-    )
-    i, j = pairs["i"], atom[pairs["j"]]
-    excess = pairs["v"] - radii[i] - radii[j]
-    bonded = (excess < tolerance) & (pairs["v"] > SAME_PLACE)
+    inside = replace(atoms, frac_coords=atoms.frac_coords - np.floor(atoms.frac_coords))
+    j, i, vector = neighbours(inside, 2 * radii.max() + tolerance)
+    length = np.linalg.norm(vector, axis=1)
+    excess = length - radii[i] - radii[j]
+    bonded = (excess < tolerance) & (length > SAME_PLACE)
     return i[bonded], j[bonded], excess[bonded]
 
 

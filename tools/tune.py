@@ -88,7 +88,7 @@ def error_of(name: str, seed: int, params: dict, *, epochs: int, limit: int, dev
     chosen = application(name)
     changes = [f"{key}={value}" for key, value in params.items()]
     config = train_config(chosen, [*changes, f"model.m_max={min(2, params['model.l_max'])}",
-                                   f"epochs={epochs}", f"seed={seed}", "max_atoms=60000"])
+                                   f"epochs={epochs}", f"seed={seed}", "max_atoms=0"])
     split, rng = chosen.folds()[0], np.random.default_rng(0)
     names = [rng.permutation(part)[:n].tolist()
              for part, n in ((split.train, limit), (split.halves[0], max(limit // 5, 8)))]

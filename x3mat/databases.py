@@ -45,7 +45,6 @@ def iza_codes() -> tuple[str, ...]:
     return tuple(sorted(_iza_rows()))
 
 
-@cache
 def iza(code: str, symprec: float = SYMPREC) -> Crystal:
     """The pure-silica framework of an IZA code, in its conventional cell.
 
@@ -61,7 +60,12 @@ def iza(code: str, symprec: float = SYMPREC) -> Crystal:
     key = code.upper().lstrip("-*")
     if key not in rows:
         raise _unknown(code, key, sorted(rows), "IZA framework")
-    return crystal_from_arrays(*rows[key], symprec=symprec, name=key)
+    return _iza(key, symprec)
+
+
+@cache
+def _iza(key: str, symprec: float) -> Crystal:
+    return crystal_from_arrays(*_iza_rows()[key], symprec=symprec, name=key)
 
 
 @lru_cache(maxsize=1)

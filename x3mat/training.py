@@ -157,8 +157,8 @@ class Replayed:
                    if all(a >= b for a, b in zip(size, least, strict=True))]
         if not fitting:
             return None
-        return self.captured[min(fitting, key=sum)](
-            *self._pad(batch, min(fitting, key=sum)))[: len(batch.target)]
+        size = min(fitting, key=sum)
+        return self.captured[size](*self._pad(batch, size))[: len(batch.target)]
 
     @staticmethod
     def _least(batch: Batch) -> tuple[int, ...]:
