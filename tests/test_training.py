@@ -16,7 +16,7 @@ from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import APPLICATIONS, Fold, application
 from x3mat.errors import DataError
 from x3mat.model import X3Mat, X3MatConfig, fitting_atoms, load_checkpoint, window_graph
-from x3mat.sampling import cut_spheres
+from x3mat.sampling import cut_spheres, neighbours
 from x3mat.screening import means, read_results
 from x3mat.training import (
     STRIDE,
@@ -337,8 +337,27 @@ def test_atoms_are_displaced_in_training_only():
     with pytest.MonkeyPatch.context() as patch:
         table = pd.DataFrame({"CH4": 1.0, "N2": 2.0}, ["a"])
         patch.setattr(type(app), "labels", lambda self: table)
+        patch.setattr(type(app), "crystal", lambda self, name, symprec: crystal)
         jitter = [crystals_of(app, ["a"], config, training).jitter for training in (True, False)]
     assert jitter == [0.05, 0.0]
+
+
+def test_pairs_kept_from_epoch_to_epoch_follow_the_displaced_atoms():
+    """Those within the plateau of the cutoff are the pairs of the displaced crystal."""
+    shared = replace(SMALL.model, encoding="crystal")
+    data = DrawnWindows(CODES[:1], databases.iza, TARGETS[:1], shared, 2, jitter=0.05)
+    item = data[0]
+    src, dst, vector = neighbours(item.windows.crystal, shared.cutoff)
+
+    def near(src, dst, vector):
+        some = np.linalg.norm(vector, axis=1) < shared.cutoff - 0.8
+        order = np.lexsort((*vector[some].round(3).T, dst[some], src[some]))
+        return src[some][order], dst[some][order], vector[some][order]
+
+    for ours, theirs in zip(near(*item.pairs[1:]), near(src, dst, vector), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    again = replace(data, jitter=0.0)[0]
+    np.testing.assert_array_equal(again.pairs.vector, data.known[0][1].vector)
 
 
 def test_drawn_points_cover_the_cell_evenly():

@@ -66,7 +66,7 @@ KINDS = {"zeolites": zeolites, "qmof": qmof}
 def measure(config: TrainConfig, data, devices: int, device: str) -> dict:
     """Crystals per second of a run."""
     validation = replace(data, **(
-        {"names": data.names[:8]} if isinstance(data, DrawnWindows)
+        {"names": data.names[:8], "known": data.known[:8]} if isinstance(data, DrawnWindows)
         else {"windows": data.windows[:8], "pairs": data.pairs[:8]}
     ), targets=data.targets[:8])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

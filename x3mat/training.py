@@ -245,8 +245,7 @@ def find_pairs(windows: Windows, config: X3MatConfig) -> Pairs:
     :func:`x3mat.sampling.neighbours` where windows share atoms."""
     cutoff = config.cutoff
     if config.encoding == "crystal":
-        src, dst, vector = neighbours(windows.crystal, cutoff)
-        return Pairs(np.array([0, len(src)]), src.astype(np.int32), dst.astype(np.int32), vector)
+        return crystal_pairs(windows.crystal, cutoff)
     window = np.repeat(np.arange(windows.n_orbits), windows.atoms_per_window)
     apart = np.zeros((len(window), 3))
     apart[:, 0] = window * (2 * windows.radius + 2 * cutoff)
@@ -259,6 +258,13 @@ def find_pairs(windows: Windows, config: X3MatConfig) -> Pairs:
     ptr = np.concatenate([[0], np.cumsum(np.bincount(window[dst], minlength=windows.n_orbits))])
     first = windows.ptr[window[dst]]
     return Pairs(ptr, (src - first).astype(np.int32), (dst - first).astype(np.int32), None)
+
+
+def crystal_pairs(crystal: Crystal, cutoff: float) -> Pairs:
+    """The pairs of :func:`x3mat.sampling.neighbours`, in half of the memory."""
+    src, dst, vector = neighbours(crystal, cutoff)
+    return Pairs(np.array([0, len(src)]), src.astype(np.int32), dst.astype(np.int32),
+                 vector.astype(np.float32))
 
 
 @dataclass(eq=False, repr=False)
@@ -323,6 +329,17 @@ class DrawnWindows(Dataset):
     seed: int = 0
     epoch: int = 0
     jitter: float = 0.0  # Å; standard deviation of random displacements of the atoms, along x, y, z
+    known: Sequence[tuple[Crystal, Pairs | None]] = ()  # read if not given, by several processes
+
+    def __post_init__(self) -> None:
+        if not self.known:  # the first fills the caches that the processes then share
+            rest = for_each(self._read, self.names[1:])
+            self.known = [*map(self._read, self.names[:1]), *rest]
+
+    def _read(self, name: str) -> tuple[Crystal, Pairs | None]:
+        crystal = self.crystal(name)
+        shared = self.config.encoding == "crystal"
+        return crystal, crystal_pairs(crystal, self.config.cutoff) if shared else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -332,16 +349,19 @@ class DrawnWindows(Dataset):
         rng = np.random.default_rng([self.seed, self.epoch, i])
         start = rng.random(3)
         centers = (start + k[:, None] * STRIDE) % 1.0
-        crystal = self.crystal(self.names[i])
+        crystal, pairs = self.known[i]
         if self.jitter:
             moved = rng.normal(scale=self.jitter, size=(crystal.n_atoms, 3))
+            if pairs:
+                vector = pairs.vector + (moved[pairs.dst] - moved[pairs.src])
+                pairs = pairs._replace(vector=vector)
             moved = crystal.frac_coords + moved @ np.linalg.inv(crystal.lattice)
             crystal = replace(crystal, frac_coords=moved % 1.0)
         ptr, positions, atom = cut_spheres(crystal, centers, self.config.radius)
         windows = Windows(centers, np.ones(len(k), np.int64), ptr, positions, crystal.species[atom],
                           (len(k), 1, 1), k, start, self.config.radius, self.config.step, atom,
                           crystal)
-        pairs = find_pairs.__wrapped__(windows, self.config)  # never asked for again
+        pairs = pairs or find_pairs.__wrapped__(windows, self.config)  # never asked for again
         return Item(windows, pairs, k, np.full(len(k), 1 / len(k)), self.targets[i])
 
 
