@@ -19,7 +19,7 @@ slowest chain.
 
 examples:
   python tools/mof_labels.py run --device cuda                  all crystals, first pass
-  python tools/mof_labels.py run --device cuda --pass 1         again where chains disagreed
+  python tools/mof_labels.py run --device cuda --pass 2         again where chains disagreed
   python tools/mof_labels.py run --limit 8 --batch 8            a try on processor cores
   python tools/mof_labels.py run --device cuda --seconds 500    stops itself in time
   python tools/mof_labels.py table
@@ -50,6 +50,7 @@ from x3mat_gcmc.forcefield import framework_parameters, guest
 from x3mat_gcmc.system import System, insertion_cdfs, make_grids, make_guests, make_system
 
 PASSES = (
+    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=500, cycles=250, replicas=2),
     replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=1000, cycles=500, replicas=2),
     replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=6000, cycles=3000, replicas=2),
 )
@@ -235,7 +236,8 @@ def run(args: argparse.Namespace) -> int:
         frameworks = gcmc_checks.frameworks_of(pack, 0)
     frameworks = frameworks[args.skip :]
     old = [row for row in read_rows(file) if "name" in row]
-    here = {row["name"] for row in old if row["settings"] == settings_hash(settings)}
+    enough = {settings_hash(s) for s in (settings, *PASSES[args.number :])}
+    here = {row["name"] for row in old if row["settings"] in enough}
     done = {row["name"]: row for row in old}
     todo = [f for f in frameworks if f.name not in here]
     if args.number:  # again what an earlier pass did not settle
