@@ -293,10 +293,25 @@ def test_two_devices_take_the_steps_of_one(tmp_path):
 def test_finished_run_gives_its_averaged_weights_again(windows, tmp_path):
     once, again = (fit(windows, tmp_path) for _ in range(2))
     assert same_weights(once.model, again.model)
-    raw = torch.load(tmp_path / "last.ckpt", weights_only=False)["current_model_state"]
-    raw = {k.rpartition("model.")[2]: v for k, v in raw.items()}
-    kept = again.model.state_dict()
-    assert any(not torch.equal(kept[k], v) for k, v in raw.items() if k in kept)
+    raw = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    raw = {k.removeprefix("model."): v for k, v in raw.items()}
+    kept = dict(again.model.named_parameters())
+    assert set(kept) <= set(raw)
+    assert not any(torch.equal(v, raw[k]) for k, v in kept.items())
+
+
+def test_average_of_weights(windows):
+    learner = Learner(SMALL, CrystalWindows(windows, TARGETS, SMALL.model),
+                      CrystalWindows(windows, TARGETS, SMALL.model))
+    weight = learner.model.head[0].weight
+    first = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+    learner.on_train_batch_end()
+    learner.on_validation_start()
+    assert torch.allclose(weight, first + 1 - SMALL.ema)
+    learner.on_validation_end()
+    assert torch.equal(weight, first + 1)
 
 
 def drawn(epoch=0, seed=0, names=CODES):

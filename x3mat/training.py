@@ -30,9 +30,10 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -100,6 +101,10 @@ class Batch:
     def to(self, device) -> Batch:  # Lightning calls it, too
         return replace(self, **{k: v.to(device, non_blocking=True)
                                 for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+    def pin_memory(self) -> Batch:  # a loader calls it in a thread of its own
+        return replace(self, **{k: v.pin_memory() for k, v in vars(self).items()
+                                if isinstance(v, Tensor)})
 
     def graph(self, start: int = 0, stop: int = -1) -> WindowGraph:
         """The units start to stop."""
@@ -420,6 +425,7 @@ class Learner(L.LightningModule):
         super().__init__()
         self.config, self.train_set, self.validation_set = config, train, validation
         self.model = X3Mat(config.model)
+        self.average = [p.detach().clone() for p in self.model.parameters()]
         self.history: list[dict[str, float]] = []
         self._began = time.perf_counter()
         self._sums: dict[str, Tensor] = {}  # of the errors in this epoch, and how many
@@ -442,9 +448,11 @@ class Learner(L.LightningModule):
         parts = [order[k : k + size][rank::of] or [order[k]] for k in range(0, len(order), size)]
         work = isinstance(data, DrawnWindows)
         return DataLoader(data, batch_sampler=parts, collate_fn=collate,
+                          pin_memory=self.device.type == "cuda",
                           **processes(len(data) * work, self.trainer.num_devices))
 
     def on_train_start(self) -> None:
+        self.average = [p.to(self.device, copy=True) for p in self.average]
         if self.device.type != "cuda":
             return
         torch.set_float32_matmul_precision("high")  # 10 bits of mantissa are enough for gradients
@@ -458,6 +466,20 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._mean_error("train_mae", batch, batch_idx, len(self.train_set))
+
+    def on_train_batch_end(self, *_) -> None:
+        """w̄ ← w̄ + (1 − ema)(w − w̄); Lightning's WeightAveraging has the host wait for the GPU."""
+        get_ema_multi_avg_fn(self.config.ema)(self.average, list(self.model.parameters()), None)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Put the averaged weights in the place of the current ones, and the other way round."""
+        for average, weight in zip(self.average, self.model.parameters(), strict=True):
+            current = weight.clone()
+            weight.copy_(average)
+            average.copy_(current)
+
+    on_validation_start = on_validation_end = exchange
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._mean_error("val_mae", batch, batch_idx, len(self.validation_set))
@@ -488,11 +510,11 @@ class Learner(L.LightningModule):
         self._sums = {}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["average"] = self.history, self.average
         checkpoint["seconds"] = time.perf_counter() - self._began  # with those before a kill
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.history = list(checkpoint["history"])
+        self.history, self.average = list(checkpoint["history"]), checkpoint["average"]
         self._began -= checkpoint["seconds"]
 
     def configure_optimizers(self) -> dict:
@@ -505,10 +527,6 @@ class Learner(L.LightningModule):
             optimizer, c.learning_rate, steps, pct_start=min(max(c.warm_up, 2 / steps), 0.5),
             cycle_momentum=False, div_factor=20, final_div_factor=50)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _averaged(average: Tensor, new: Tensor, _: Tensor, decay: float) -> Tensor:
-    return torch.lerp(average, new, 1 - decay)
 
 
 def set_constants(model: X3Mat, train: Crystals) -> None:
@@ -567,7 +585,6 @@ def train(
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # of captured steps
         torch.manual_seed(config.seed)
         learner = Learner(config, train_set, validation_set)
-        average = WeightAveraging(use_buffers=False, avg_fn=partial(_averaged, decay=config.ema))
         kept = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
                                enable_version_counter=False)
         hosts, strategy = 1, "auto" if devices == 1 else "ddp_spawn"
@@ -578,7 +595,7 @@ def train(
                             num_nodes=hosts, strategy=strategy, use_distributed_sampler=False,
                             gradient_clip_val=config.clip, reload_dataloaders_every_n_epochs=1,
                             check_val_every_n_epoch=min(check_every, config.epochs),
-                            num_sanity_val_steps=0, callbacks=[average, kept], logger=False,
+                            num_sanity_val_steps=0, callbacks=[kept], logger=False,
                             enable_progress_bar=progress, enable_model_summary=False)
         last = folder / "last.ckpt"
         device_used = trainer.strategy.root_device
@@ -591,6 +608,8 @@ def train(
         # of several processes this one may have trained nothing
         state = torch.load(last, map_location="cpu", weights_only=False)
         learner.load_state_dict(state["state_dict"])
+        learner.average = state["average"]
+        learner.exchange()
     return TrainResult(learner.model.to(device_used).eval(), state["history"], state["seconds"])
 
 
