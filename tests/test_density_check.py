@@ -151,19 +151,23 @@ def test_check_of_one_zeolite(folder):
     [framework] = density_check.gcmc_checks.frameworks_of(pack, 0)
     settings = replace(
         density_check.SETTINGS, cutoff=8.0, equilibration=60, cycles=60, trials=16, spacing=0.4)
-    row = density_check.check(framework, settings)
+    row = density_check.check(framework, settings, folder / "maps")
     assert row["reference_molecules_per_cell"] == 10
     assert row["grid"] == (18, 18, 18)
     assert row["n_cells"] == row["reference_cells"] == 8
     assert row["deviation"] == pytest.approx(np.mean(row["molecules_per_cell"]) / 10 - 1)
     assert row["n_operations"] == 32  # P4/mmm with a centring: half the cell
+    with np.load(folder / "maps" / "BBB.npz") as file:
+        reference, ours = file["maps"][:2]
+        assert file["raw"][0].sum() == 1000
+    assert row["correlation"] == density_check.pearson(reference, ours)
     assert -1 <= row["correlation"] <= row["ceiling"] + 0.2 <= 1.2
 
 
 def test_a_killed_check_goes_on(folder, monkeypatch, capsys):
     asked = []
 
-    def row(framework, settings):
+    def row(framework, settings, folder):
         asked.append(framework.name)
         if len(asked) == 3:
             raise KeyboardInterrupt

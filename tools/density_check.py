@@ -22,7 +22,7 @@ same settings goes on from it.
 
 examples:
   X3MAT_DATA=folder NUMBA_NUM_THREADS=1 python tools/density_check.py
-  python tools/density_check.py --codes LTA ABW --name try
+  python tools/density_check.py --codes LTA ABW --name try --maps maps
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def pores(framework: Framework, shape: Sequence[int]) -> np.ndarray:
     return far.reshape(shape).astype(float)
 
 
-def check(framework: Framework, settings: GCMCSettings) -> dict:
-    """Simulate one zeolite and compare it with the published positions."""
+def check(framework: Framework, settings: GCMCSettings, folder: Path | None = None) -> dict:
+    """Simulate one zeolite and compare it with the published positions; keep maps in `folder`."""
     reference, start = load_positions(framework.name), time.perf_counter()
     found = []
     for k, kind in enumerate(("empty", "full")):
@@ -154,6 +154,9 @@ def check(framework: Framework, settings: GCMCSettings) -> dict:
     room = pores(framework, ours.shape[1:])
     raw = np.concatenate([[halves.sum(0), ours.mean(0)], halves, ours, [room]])
     maps = orbit_average(raw, crystal.rotations, crystal.translations)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / f"{framework.name}.npz", raw=raw, maps=maps)
     numbers = [r.loadings["Ar"].molecules_per_cell for r in found]
     return {
         "name": framework.name, "n_atoms": len(framework.species),
@@ -214,6 +217,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SETTINGS.seed)
     parser.add_argument("--seconds", type=float, default=np.inf,
                         help="after which no further zeolite begins")  # fmt: skip
+    parser.add_argument("--maps", type=Path, help="folder to which the maps are written")
     parser.add_argument("--name", default="argon-density", help="of the result")
     args = parser.parse_args()
     begun, file = time.perf_counter(), f"gcmc/{args.name}.json"
@@ -234,7 +238,7 @@ def main() -> int:
         for framework in gcmc_checks.frameworks_of(pack, 0) if left else ():
             if time.perf_counter() - begun > args.seconds:
                 break
-            row = check(framework, settings)
+            row = check(framework, settings, args.maps)
             rows.append(row)
             left.remove(framework.name)
             print(row["name"], *(f"{k} {row[k]:.3f}" for k in (
