@@ -1,0 +1,196 @@
+"""What the chapter on N2 at 77 K in MOFs says, and where its numbers come from."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from x3mat import paths, results
+from x3mat.applications import application
+from x3mat.predict import available_models
+
+sys.path.insert(0, str(paths.root() / "tools"))
+longer_is_there = pytest.mark.skipif(
+    not paths.results("mof-n2/longer.json").exists(), reason="longer runs are not written yet"
+)
+histogram_is_there = pytest.mark.skipif(
+    not paths.results("mof-n2/energy_histogram.json").exists(), reason="no baseline is written yet"
+)
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return results.read("mof-n2/errors.json")
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return results.read("mof-n2/summary.json")
+
+
+@pytest.fixture(scope="module")
+def fold():
+    return application("mof-n2").folds()[0]
+
+
+@pytest.fixture(scope="module")
+def rest(fold):
+    """Mean, spread and label of the crystals that were not for training."""
+    runs = [results.read(f"mof-n2/runs/fold0-seed{seed}.json") for seed in range(3)]
+    parts = [pd.DataFrame(run["predictions"]).set_index("name") for run in runs]
+    members = np.stack([[p[0] for p in part.predicted.loc[parts[0].index]] for part in parts], 1)
+    table = pd.DataFrame({"label": [y[0] for y in parts[0].label], "predicted": members.mean(1),
+                          "spread": members.std(1, ddof=1)}, index=parts[0].index)  # fmt: skip
+    table["size"] = (table.predicted - table.label).abs()
+    assert [set(half) for half in fold.halves] == [
+        set(parts[0].index[parts[0].half == half]) for half in (0, 1)
+    ]
+    return table
+
+
+def test_labels_are_those_of_the_record():
+    """5,200 crystals, of two protocols, drawn in random order."""
+    record, labels = results.read("mof-n2/labels.json"), application("mof-n2").labels()
+    assert record["n_labels"] == len(labels) == 5200  # as the chapter's summary says
+    assert labels.groupby("pass").size().to_dict() == {
+        i: row["n"] for i, row in enumerate(record["passes"]) if row["n"]
+    }
+    first, second = record["passes"][:2]
+    assert second["settings"]["cycles"] == 2 * first["settings"]["cycles"]
+    assert second["median_gap"] > 0.9 * first["median_gap"]  # "did not close the gap"
+
+
+def test_split_keeps_look_alikes_together(fold):
+    split = results.read("mof-n2/split.json")
+    assert split["splits"]["grouped"]["near_duplicate_in_train"]["rest"] == 0
+    assert split["splits"]["grouped"]["test"] == len(fold.halves[1])
+    assert split["splits"]["random"]["near_duplicate_in_train"]["test"] > 100
+
+
+def test_only_fold_0_was_trained(summary):
+    runs = sorted(p.stem for p in (paths.results("mof-n2") / "runs").glob("*.json"))
+    assert runs == [f"fold0-seed{seed}" for seed in range(3)]
+    assert (summary["folds"], summary["n_seeds"]) == (1, 3)
+    assert "mof-n2" in available_models()
+
+
+def test_errors_are_of_the_predictions(errors, summary, rest, fold):
+    for half, name in enumerate(("validation", "test")):
+        part, found = rest.loc[list(fold.halves[half])], errors[name]
+        assert found["n"] == len(part)
+        assert found["mae"] == pytest.approx(part["size"].mean())
+        assert found["bias"] == pytest.approx((part.predicted - part.label).mean())
+    assert errors["test"]["mae"] == pytest.approx(summary["mae_of_mean_over_seeds"])
+    assert errors["test"]["r2"] == pytest.approx(summary["r2_of_mean_over_seeds"])
+    table = pd.read_csv(paths.results("mof-n2") / "predictions.csv", index_col=0)
+    test = rest.loc[list(fold.halves[1])]
+    assert table.predicted[test.index].to_numpy() == pytest.approx(test.predicted, abs=1e-3)
+    labels = application("mof-n2").labels().g_per_L
+    assert labels[rest.index].to_numpy() == pytest.approx(rest.label)
+
+
+def test_intervals(errors, rest, fold):
+    """Fitted on validation, counted on test; and what the chapter makes of them."""
+    check, test = (rest.loc[list(half)] for half in fold.halves)
+    found = errors["intervals"]
+    factor = np.quantile(check["size"] / check.spread, 0.9) / 1.645
+    width = np.quantile(check["size"], 0.9)
+    assert found["factor"] == pytest.approx(factor)
+    inside = test["size"] <= 1.645 * factor * test.spread
+    assert found["scaled"]["coverage"] == pytest.approx(inside.mean())
+    assert found["scaled"]["mean_half_width"] == pytest.approx(
+        (1.645 * factor * test.spread).mean()
+    )
+    assert found["constant"]["mean_half_width"] == pytest.approx(width)
+    assert found["constant"]["coverage"] == pytest.approx((test["size"] <= width).mean())
+    assert found["spread"]["coverage"] < 0.5
+    for kind in ("scaled", "constant"):
+        assert abs(found[kind]["coverage"] - 0.9) < 0.03
+    thirds = found["scaled"]["coverage_by_thirds_of_spread"]
+    assert thirds[0] < 0.8
+    assert thirds[2] > 0.98  # "almost all"
+    assert found["scaled"]["mean_half_width"] > 1.5 * width
+    assert errors["test"]["spearman_of_spread_and_error"] < 0.3
+
+
+def test_worst(errors, rest, fold):
+    test = rest.loc[list(fold.halves[1])]
+    worst = errors["worst"]
+    assert [row["name"] for row in worst] == test["size"].nlargest(10).index.tolist()
+    ratios = [abs(row["error"]) / row["label_error"] for row in worst]
+    assert errors["worst_least_error_in_label_errors"] == pytest.approx(min(ratios))
+    assert max(row["LCD_A"] for row in worst) < 6.5  # "none has wide pores"
+    assert errors["worst_closed"] == sum(row["PLD_A"] < errors["pores"]["limit_A"] for row in worst)
+    for row in worst[:2]:  # whole numbers of molecules
+        assert abs(row["molecules_per_cell"] - round(row["molecules_per_cell"])) < 0.03
+        assert row["error"] > 0
+
+
+def test_closed_pores_are_harder(errors):
+    closed, others = errors["pores"]["closed"], errors["pores"]["open"]
+    assert closed["n"] + others["n"] == errors["test"]["n"]
+    assert closed["mae"] > others["mae"]
+    assert closed["bias"] > 3
+    assert closed["median_label_error"] < others["median_label_error"]
+
+
+def test_longer_protocol_gives_higher_labels(errors):
+    """By two estimates, one of which knows nothing of the networks."""
+    labels = application("mof-n2").labels()
+    for found in errors["protocols"].values():
+        assert found["difference"] > 4 * found["error"]
+    assert errors["protocols"]["by_void_fraction"]["n"] == [
+        int((labels["pass"] == i).sum()) for i in (0, 1)
+    ]
+    a, b = errors["protocols"].values()
+    assert abs(a["difference"] - b["difference"]) < 2 * np.hypot(a["error"], b["error"])
+    assert errors["mean_label"] == pytest.approx(labels.g_per_L.mean())
+
+
+def test_relatives_are_not_easier(errors):
+    found = errors["relatives"]["same_but_for_the_metal"]
+    assert found["n"] > errors["test"]["n"] / 2 - 20
+    assert found["mae"] > 0.95 * found["mae_of_others"]
+    assert errors["relatives"]["n_compositions_in_test"] < errors["test"]["n"]
+
+
+def test_training_error_falls_below_validation():
+    for seed in range(3):
+        history = results.read(f"mof-n2/runs/fold0-seed{seed}.json")["history"]
+        assert history[0]["train_mae"] > history[4]["val_mae"]
+        assert history[-1]["train_mae"] < history[-1]["val_mae"]
+
+
+@longer_is_there
+def test_longer_runs(errors, fold):
+    import mof_n2_errors
+
+    found, first = results.read("mof-n2/longer.json"), results.read("mof-n2/labels.json")
+    assert found["settings"]["cycles"] == mof_n2_errors.LONGER.cycles
+    ran, before = (s["equilibration"] + s["cycles"]
+                   for s in (found["settings"], first["passes"][0]["settings"]))  # fmt: skip
+    assert ran == 4 * before
+    assert [r["name"] for r in found["worst"]["rows"]] == [r["name"] for r in errors["worst"]]
+    assert {r["name"] for r in found["random"]["rows"]} <= set(fold.halves[1])
+    for part in (found["worst"], found["random"]):
+        change = [r["g_per_L"] - r["label"] for r in part["rows"]]
+        assert part["mean_change"] == pytest.approx(np.mean(change))
+        assert part["n_higher"] == sum(x > 0 for x in change)
+    assert found["random"]["mean_change"] > 0
+    worst = found["worst"]
+    assert worst["n_closer"] > worst["n"] / 2
+    assert worst["mae_against_longer"] > worst["mae_against_label"] / 2  # "the larger part"
+    for row in worst["rows"][:2]:
+        assert np.allclose(row["molecules_per_cell"], np.round(row["molecules_per_cell"]),
+                           atol=0.02)  # fmt: skip
+
+
+@histogram_is_there
+def test_below_the_histogram_on_the_same_split(summary, fold):
+    found = results.read("mof-n2/energy_histogram.json")["splits"][0]
+    assert found["n_test"] == len(fold.halves[1])
+    assert summary["interval"][1] < found["interval"][0]
+    assert summary["test_mae"] < found["test_mae"]
