@@ -352,7 +352,7 @@ def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
 
 
 def _prediction(file: str, prediction) -> dict:
-    return {"file": file, **{k: v for k, v in prediction.as_dict().items() if k != "name"}}
+    return {"file": file, **{k: v for k, v in asdict(prediction).items() if k != "name"}}
 
 
 def _prediction_text(r: dict) -> str:

@@ -119,11 +119,8 @@ def read_crystal(
     symprec : float; tolerance in Å at which spglib looks for symmetry
     name : str, optional; default: the file's stem, or the structure's reduced formula
 
-    Raises
-    ------
-    CrystalError
-        The file is missing, empty, truncated, of an unknown kind, or does not hold an ordered,
-        sensible crystal (see :func:`crystal_from_arrays`). The message names file, cause, remedy.
+    Raises a CrystalError if the file is missing, empty, truncated, of an unknown kind, or does not
+    hold an ordered, sensible crystal (see :func:`crystal_from_arrays`).
 
     >>> from pymatgen.core import Lattice, Structure
     >>> salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"],
@@ -167,15 +164,11 @@ def crystal_from_arrays(lattice: np.ndarray, species: np.ndarray, frac_coords: n
     lattice : (3, 3) array; rows a, b, c in Å
     species, frac_coords : (N,), (N, 3) array; atomic numbers and fractional coordinates
     symprec : float; tolerance at which spglib looks for symmetry, Å; 0 for no search (P1)
-    name : str
-    source : object, optional; what error messages call the crystal; default its name
+    name, source : str, object; what error messages call the crystal is source, else name
 
-    Raises
-    ------
-    CrystalError
-        No atoms; shapes that do not fit; numbers that are not finite; lengths outside 1-500 Å,
-        angles outside 10-170° or impossible together; less than 1 or more than 10,000 Å3 per atom;
-        elements outside 1-100; two atoms, or an atom and its own image, closer than 0.5 Å.
+    Raises a CrystalError for no atoms; shapes that do not fit; numbers that are not finite; lengths
+    outside 1-500 Å, angles outside 10-170° or impossible together; less than 1 or more than 10,000
+    Å3 per atom; elements outside 1-100; two atoms, or an atom and its image, closer than 0.5 Å.
     """
     source = source or name or "crystal"
     lattice = np.array(lattice, dtype=np.float64)

@@ -188,10 +188,7 @@ def explain(
     step : float, optional
         Grid spacing of the map, Å; default the model's. The prediction is always on the model's.
 
-    Raises
-    ------
-    CrystalError, ModelError; as :func:`x3mat.predict`
-    DataError; `out` cannot be written to
+    Raises the errors of :func:`x3mat.predict`, and a DataError if `out` cannot be written to.
     """
     crystal, ensemble, windows, members, prediction = predicted(structure, model)
     if step is not None and step != windows.step:

@@ -213,10 +213,7 @@ def window_graph(
     cutoff, radius : float
         Å. Atoms on the window's surface, whose edges have no weight, send nothing.
 
-    Returns
-    -------
-    WindowGraph
-        Pairs are sorted by dst.
+    Pairs are sorted by dst.
     """
     counts = ptr.diff()
     window = torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
@@ -733,10 +730,7 @@ def save_checkpoint(path, model: X3Mat, about: dict) -> None:
 def load_checkpoint(path) -> tuple[X3Mat, dict]:
     """Read what :func:`save_checkpoint` wrote.
 
-    Raises
-    ------
-    ModelError
-        If the file is missing, damaged, or of another format.
+    Raises a ModelError if the file is missing, damaged, or of another format.
     """
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)

@@ -6,7 +6,7 @@ Nothing here needs the training stack, so that a prediction starts quickly.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,10 +104,6 @@ class Prediction:
     n_orbits: int  # symmetry-inequivalent ones
     warnings: tuple[str, ...]  # why to distrust the value: outside the domain of training
 
-    def as_dict(self) -> dict:
-        """Plain dictionary, in the order of the attributes."""
-        return asdict(self)
-
 
 def available_models() -> list[str]:
     """Names of the models that are shipped: the folders of checkpoints in ``data/models``."""
@@ -126,11 +122,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
         and output, for instance "mof-co2o2n2:CO2".
     device : str; of torch
 
-    Raises
-    ------
-    ModelError
-        No such model (the message lists those there are), a damaged checkpoint, or checkpoints
-        that do not belong together.
+    Raises a ModelError if there is no such model (the message lists those there are), a checkpoint
+    is damaged, or checkpoints do not belong together.
     """
     from x3mat.model import load_checkpoint
 
@@ -176,10 +169,7 @@ def predict(
     structure : path, Crystal or pymatgen Structure; as :func:`x3mat.read_crystal` takes it
     model : str, path or Ensemble; as :func:`load_model` takes it, or what it returned
 
-    Raises
-    ------
-    CrystalError; the crystal cannot be used
-    ModelError; the model cannot be loaded
+    Raises a CrystalError if the crystal cannot be used, a ModelError if the model cannot.
     """
     return predicted(structure, model)[-1]
 

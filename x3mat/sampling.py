@@ -107,11 +107,8 @@ def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, sym
         Multiplies the number of points along each axis: the refined grid consists of refine³
         grids of the given step, each moved against the others (see :meth:`Windows.subgrid`).
 
-    Raises
-    ------
-    DataError
-        If radius, step or refine is not positive, the kind of grid is unknown, or the grid would
-        exceed two million points.
+    Raises a DataError if radius, step or refine is not positive, the kind of grid is unknown, or
+    the grid would exceed two million points.
 
     >>> from x3mat import databases
     >>> windows = sample_windows(databases.iza("LTA"))
@@ -137,6 +134,20 @@ def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, sym
         centers % 1.0 % 1.0,  # twice: −1e-17 % 1.0 is 1.0
         weights.astype(np.int64), ptr, positions, crystal.species[atom], points,
         np.searchsorted(kept, orbit), crystal.origin, float(radius), float(step), atom, crystal)
+
+
+def windows_at(crystal: Crystal, centers: np.ndarray, radius: float, step: float = 2.0) -> Windows:
+    """Windows around given places, (W, 3) fractional, that count equally; ``radius`` as above.
+
+    >>> from x3mat import databases
+    >>> crystal = databases.iza("SOD")
+    >>> windows_at(crystal, crystal.frac_coords[:2], 1.7).atoms_per_window.tolist()  # O with two Si
+    [3, 3]
+    """
+    ptr, positions, atom = cut_spheres(crystal, centers, radius)
+    n = len(centers)
+    return Windows(centers, np.ones(n, np.int64), ptr, positions, crystal.species[atom], (n, 1, 1),
+                   np.arange(n), centers[0], radius, step, atom, crystal)
 
 
 def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple[int, int, int]:

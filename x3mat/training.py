@@ -45,7 +45,7 @@ from x3mat.descriptors import describe
 from x3mat.errors import DataError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, fitting_atoms, save_checkpoint
 from x3mat.predict import Ensemble
-from x3mat.sampling import Windows, cut_spheres, neighbours, sample_windows
+from x3mat.sampling import Windows, neighbours, sample_windows, windows_at
 from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen
 
 #: Inverse powers of the root g of g⁴ = g + 1 (see :class:`DrawnWindows`).
@@ -68,7 +68,6 @@ class TrainConfig:
     crystals_per_step: int = 8  # batch size, of all devices together
     windows_per_crystal: int = 24  # drawn in each step; crystals with fewer orbits give all
     refine: int = 1  # grids of windows are moved at random by multiples of 1/refine of the spacing
-    jitter: float = 0.0  # Å; atoms of drawn windows are displaced at random, with this deviation
     learning_rate: float = 3e-3  # AdamW's peak rate
     weight_decay: float = 1e-3  # AdamW's
     clip: float = 10.0  # largest norm of the gradient
@@ -333,7 +332,6 @@ class DrawnWindows(Dataset):
     windows_per_crystal: int
     seed: int = 0
     epoch: int = 0
-    jitter: float = 0.0  # Å; standard deviation of random displacements of the atoms, along x, y, z
     known: Sequence[tuple[Crystal, Pairs | None]] = ()  # read if not given, by several processes
 
     def __post_init__(self) -> None:
@@ -352,20 +350,9 @@ class DrawnWindows(Dataset):
     def __getitem__(self, i: int) -> Item:
         k = np.arange(self.windows_per_crystal)
         rng = np.random.default_rng([self.seed, self.epoch, i])
-        start = rng.random(3)
-        centers = (start + k[:, None] * STRIDE) % 1.0
+        centers = (rng.random(3) + k[:, None] * STRIDE) % 1.0
         crystal, pairs = self.known[i]
-        if self.jitter:
-            moved = rng.normal(scale=self.jitter, size=(crystal.n_atoms, 3))
-            if pairs:
-                vector = pairs.vector + (moved[pairs.dst] - moved[pairs.src])
-                pairs = pairs._replace(vector=vector)
-            moved = crystal.frac_coords + moved @ np.linalg.inv(crystal.lattice)
-            crystal = replace(crystal, frac_coords=moved % 1.0)
-        ptr, positions, atom = cut_spheres(crystal, centers, self.config.radius)
-        windows = Windows(centers, np.ones(len(k), np.int64), ptr, positions, crystal.species[atom],
-                          (len(k), 1, 1), k, start, self.config.radius, self.config.step, atom,
-                          crystal)
+        windows = windows_at(crystal, centers, self.config.radius, self.config.step)
         pairs = pairs or find_pairs.__wrapped__(windows, self.config)  # never asked for again
         return Item(windows, pairs, k, np.full(len(k), 1 / len(k)), self.targets[i])
 
@@ -560,8 +547,7 @@ def train(
     Parameters
     ----------
     config : TrainConfig
-    train_set, validation_set : CrystalWindows or DrawnWindows
-        Crystals with targets in the property's unit; see :func:`crystals_of`.
+    train_set, validation_set : CrystalWindows or DrawnWindows; see :func:`crystals_of`
     folder : path; gets ``last.ckpt`` after each epoch
     device, devices : {"auto", "cpu", "cuda", ...}, int
         Lightning's accelerator, and how many share each batch (data parallelism: the same steps
@@ -569,10 +555,7 @@ def train(
     check_every : int; epochs between validations (with averaged weights)
     progress : bool; show a progress bar
 
-    Raises
-    ------
-    DataError
-        If windows and targets differ in number, or a target is not finite.
+    Raises a DataError if windows and targets differ in number, or a target is not finite.
     """
     for data in (train_set, validation_set):
         shape = (len(data), config.model.outputs)
@@ -625,8 +608,7 @@ def crystals_of(
     if application.drawn:
         number = config.windows_per_crystal if training else CHECKED_WINDOWS[config.model.encoding]
         crystal = partial(application.crystal, symprec=0.0)  # the points drawn have no orbits
-        return DrawnWindows(names, crystal, targets, config.model, number, config.seed,
-                            jitter=config.jitter if training else 0.0)
+        return DrawnWindows(names, crystal, targets, config.model, number, config.seed)
     refine = config.refine if training else 1
     sizes = config.model.radius, config.model.step, refine
     windows = [_windows(application.name, *sizes, name) for name in names]
@@ -677,9 +659,6 @@ def train_fold(
 
     Parameters
     ----------
-    application : Application
-    fold : int
-    config : TrainConfig
     models, records : path, optional
         Folders of the checkpoint ``fold{k}-seed{s}.pt`` and of the record ``fold{k}-seed{s}.json``
         (history, predictions of the rest, provenance); default ``data/models/<application>`` and
