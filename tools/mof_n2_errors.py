@@ -208,9 +208,6 @@ def longer(runs: Path) -> dict:
         out[kind] = {
             "n": len(rows), "mean_change": change.mean(), "mean_abs_change": np.abs(change).mean(),
             "max_abs_change": np.abs(change).max(), "n_higher": int((change > 0).sum()),
-            "n_closer": int(sum(
-                abs(r["predicted"] - r["g_per_L"]) < abs(r["predicted"] - r["label"])
-                for r in rows)),
             "mae_against_longer": error.mean(),
             "mae_against_label": np.mean([abs(r["predicted"] - r["label"]) for r in rows]),
             "rows": rows,
