@@ -10,7 +10,8 @@ import pytest
 
 from x3mat import paths, results
 from x3mat.applications import application
-from x3mat.predict import available_models
+from x3mat.predict import available_models, load_model
+from x3mat_book import densities
 
 sys.path.insert(0, str(paths.root() / "tools"))
 longer_is_there = pytest.mark.skipif(
@@ -134,6 +135,7 @@ def test_closed_pores_are_harder(errors):
     assert closed["n"] + others["n"] == errors["test"]["n"]
     assert closed["mae"] > others["mae"]
     assert closed["bias"] > 3
+    assert closed["mean_label"] < others["mean_label"]
     assert closed["median_label_error"] < others["median_label_error"]
 
 
@@ -162,6 +164,38 @@ def test_training_error_falls_below_validation():
         history = results.read(f"mof-n2/runs/fold0-seed{seed}.json")["history"]
         assert history[0]["train_mae"] > history[4]["val_mae"]
         assert history[-1]["train_mae"] < history[-1]["val_mae"]
+
+
+def test_map_of_mof_76(fold):
+    """It follows the gas, but the distance to the wall does so more closely."""
+    from x3mat_gcmc import GCMCSettings, gcmc
+
+    name = "JOHFIW_manual"
+    assert name in fold.halves[1]
+    mof, ensemble = application("mof-n2").crystal(name), load_model("mof-n2")
+    windows = ensemble.windows(mof)
+    values = ensemble.contributions(windows).mean(0)
+    moves = (0.25, 0.2, 0.02, 0.53, 0.0)
+    settings = GCMCSettings(temperature=77.0, equilibration=60, cycles=60, replicas=1, trials=64,
+                            moves=moves, start="full", density=True)  # fmt: skip
+    [result] = gcmc([mof], settings)
+    density = result.density["N2"] * densities.grams_per_litre(28.0134, 1.0)
+    atoms = np.split(np.linalg.norm(windows.positions, axis=1), windows.ptr[1:-1])
+    nearest = np.array([distances.min() for distances in atoms])
+    for radius in (6.0, 3.0):
+        there = densities.window_average(
+            density, mof.lattice, densities.grid_points(windows), radius
+        )
+        reference = densities.orbit_mean(windows, there)
+        of_map, of_atoms, of_distance = (
+            densities.correlations(windows, x, reference)["spearman"]
+            for x in (values, windows.atoms_per_window, nearest)
+        )
+        assert 0.3 < of_map < of_distance
+        if radius == 6.0:
+            assert of_atoms < -of_map
+            assert values.min() > reference.min()
+    assert values.max() < 807
 
 
 @longer_is_there

@@ -69,7 +69,7 @@ def statistics(part: pd.DataFrame) -> dict:
         "n": len(part), "mae": part["size"].mean(), "median_error": part["size"].median(),
         "bias": part.error.mean(), "r2": 1 - (part.error**2).sum() / (spread**2).sum(),
         "spearman_of_spread_and_error": float(spearmanr(part.spread, part["size"]).statistic),
-        "median_label_error": part.label_error.median(),
+        "mean_label": part.label.mean(), "median_label_error": part.label_error.median(),
         "mean_label_error": part.label_error.mean(),
     }  # fmt: skip
 
