@@ -213,7 +213,12 @@ def test_longer_runs(errors, fold):
         change = [r["g_per_L"] - r["label"] for r in part["rows"]]
         assert part["mean_change"] == pytest.approx(np.mean(change))
         assert part["n_higher"] == sum(x > 0 for x in change)
-    assert found["random"]["mean_change"] > 0
+        for against, key in (("label", "label"), ("longer", "g_per_L")):
+            error = np.mean([abs(r["predicted"] - r[key]) for r in part["rows"]])
+            assert part[f"mae_against_{against}"] == pytest.approx(error)
+    random = found["random"]
+    assert random["n_higher"] > 0.8 * random["n"]
+    assert random["mae_against_longer"] > random["mae_against_label"] + 5
     worst = found["worst"]
     assert worst["mae_against_longer"] > 0.95 * worst["mae_against_label"]
     bad = worst["rows"][4]  # one bad label, more than half of the way to its prediction
