@@ -8,7 +8,8 @@ wider than 3.7 Å, and that have at most 500 atoms. They are taken in one random
 that is cut off leaves a random sample. Each is simulated twice, from the empty and from the filled
 framework. The first pass has short chains; what its two chains do not agree on is simulated again
 in the next pass, with longer ones. A label is the mean of both, and its error at least half the gap
-between them.
+between them. That is no bound: where pores are full, short chains stay below long ones from either
+start. How far is in data/results/mof-n2/longer.json (tools/mof_n2_errors.py --longer).
 
 Steps, each resumable: `run` appends a line for each finished crystal to rows.jsonl below --runs and
 leaves out the lines that are there; `table` makes data/mof-n2/labels.csv and the record
@@ -33,6 +34,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -182,9 +184,10 @@ def simulate(
             took = times[-1] - begun
             names = ("waited_for_grids_s", "tables_s", "chains_s", "averages_s")
             record |= dict(zip(names, np.diff(times).round(3).tolist(), strict=False))
+            names = [re.sub(r".*/", "", argument) for argument in sys.argv[1:]]  # without folders
             record |= {"compiled_s": round(compiled, 3), "provenance": results.provenance(
                 seed=settings.seed, wall_s=took,
-                command=" ".join(["python", "tools/mof_labels.py", *sys.argv[1:]]))}
+                command=" ".join(["python", "tools/mof_labels.py", *names]))}
             compiled = 0.0
             yield [*rows, {"batch": record, "settings": settings_hash(settings)}]
 

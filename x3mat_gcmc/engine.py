@@ -18,9 +18,10 @@ Limits
   come from the empty and from the filled framework; `GCMCResult.warnings` tells where they differ,
   drift, or never accepted a swap. Take many trials there, and mostly swaps.
 - The chains from the filled framework must really be overfilled: then they come from above and the
-  others from below, and the truth lies between. With a lower `system.FILL` both may come from below
-  and agree better, which proves nothing. Half the gap is then the least error of a mean, and
-  `standard_error` of two chains is never less.
+  others from below, and the truth lies between. With a lower `system.FILL`, or in short chains,
+  both may come from below and agree better, which proves nothing: MOFs at 77 K take up more in
+  longer chains than the two starts of short ones tell (``data/results/mof-n2/longer.json``). Half
+  the gap is the least error of a mean, and `standard_error` of two chains is never less.
 - On CUDA a launch ends with its slowest chain, which may take as long as all others together: run
   as many crystals at once as memory allows.
 - Standard errors are somewhat too small: of 253 zeolites 230 lie within two standard errors of the
