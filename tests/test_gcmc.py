@@ -776,7 +776,8 @@ def test_command_line(tmp_path, capsys):
     shown = capsys.readouterr()
     good, bad = json.loads(shown.out)
     assert list(good) == ["file", "temperature_K", "pressure_Pa", "loadings", "selectivity",
-                          "warnings", "seconds", "device"]  # fmt: skip
+                          "warnings", "seconds", "device", "charges"]  # fmt: skip
+    assert good["charges"] == "cif"
     assert (good["file"], good["temperature_K"], good["pressure_Pa"]) == (str(charged), 298.0, 1e6)
     assert list(good["loadings"]) == ["CO2", "N2"]
     assert list(good["loadings"]["N2"]) == [

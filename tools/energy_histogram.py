@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -184,7 +185,7 @@ def main() -> None:
         f"{chosen.name}/energy_histogram.json",
         {"application": chosen.name, "unit": chosen.unit, "columns": chosen.columns,
          "probes": {gas: PROBES[gas] for gas in gases}, "splits": splits},
-        seed=args.seeds, command=f"python tools/energy_histogram.py {chosen.name}",
+        seed=args.seeds, command=" ".join(["python tools/energy_histogram.py", *sys.argv[1:]]),
         wall_s=time.perf_counter() - start,
     )  # fmt: skip
     for fold, split in enumerate(splits):

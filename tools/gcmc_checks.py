@@ -21,6 +21,7 @@ calls git is another commit, and it compares with labels of before that commit.
 
 examples:
   python tools/gcmc_checks.py zeolite-n2
+  python tools/gcmc_checks.py co2-n2 --limit 0 --predicted-charges --name co2-n2-predicted
   python tools/gcmc_checks.py zeolite-n2 --limit 0 --pack zeolites.npz
   python tools/gcmc_checks.py zeolite-n2 --packed zeolites.npz --limit 0 --device cuda
 """
@@ -278,6 +279,17 @@ def frameworks_of(pack: dict[str, np.ndarray], limit: int) -> list[Framework]:
     return out
 
 
+def predicted(framework: Framework) -> Framework:
+    """A framework with predicted charges; with none, so that it fails, where there are none."""
+    from x3mat_gcmc.charges import with_predicted_charges
+
+    try:
+        return with_predicted_charges(framework)
+    except X3MatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return replace(framework, charges=None)
+
+
 def compare(pack: dict[str, np.ndarray], found: list[GCMCResult | X3MatError]) -> dict:
     """Rows and a summary of how results compare with the reference."""
     rows, failed, gaps, here = [], {}, {}, results.hardware()
@@ -382,6 +394,8 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="folder for resumable states")
     parser.add_argument("--raspa-seconds", type=float, default=480.0,
                         help="of RASPA3 for each crystal of n2-77k (default 480)")  # fmt: skip
+    parser.add_argument("--predicted-charges", action="store_true",
+                        help="instead of those that come with the crystals")  # fmt: skip
     parser.add_argument("--name", help="of the result; default that of the check")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -402,6 +416,8 @@ def main() -> int:
         settings = replace(
             SETTINGS[args.check], **{k: v for k, v in changes.items() if v is not None})
         frameworks = frameworks_of(pack, args.limit)
+        if args.predicted_charges:
+            frameworks = [predicted(f) for f in frameworks]
         begun = time.perf_counter()
         found = gcmc(frameworks, settings, device=args.device, progress=True,
                      checkpoint=args.checkpoint)  # fmt: skip

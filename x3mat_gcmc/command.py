@@ -15,11 +15,14 @@ from pathlib import Path
 from x3mat import results
 from x3mat.errors import DataError, X3MatError
 from x3mat_gcmc import Framework, GCMCResult, GCMCSettings, gcmc
+from x3mat_gcmc.charges import with_predicted_charges
+from x3mat_gcmc.forcefield import guest
 from x3mat_gcmc.framework import read_framework
 
 EXAMPLES = """examples:
   x3mat gcmc my.cif --gas N2 --temperature 77 --pressure 1e5
   x3mat gcmc *.cif --mixture CO2:0.15,N2:0.85 --charges cif --json
+  x3mat gcmc bare.cif --gas CO2 --charges model
   x3mat gcmc iza:LTA --force-field trappe-n2-zeolite --charges forcefield
 """
 
@@ -41,31 +44,46 @@ def mixture_of(text: str) -> dict[str, float]:
         ) from None
 
 
+def framework_of(
+    file: str, charges: str | None, gases: tuple[str, ...]
+) -> tuple[Framework, str]:
+    """A file's framework with its charges, and their kind.
+
+    `charges` is one of the command's choices. None stands for "cif" where the file states charges;
+    elsewhere for "none" if no gas feels them or it is an IZA framework, for "model" otherwise.
+    """
+    framework = read_framework(file)
+    if charges is None:
+        felt = any(site["charge"] for gas in gases for site in guest(gas)["types"].values())
+        bare = "model" if felt and not file.lower().startswith("iza:") else "none"
+        charges = bare if framework.charges is None else "cif"
+    if charges == "model":
+        framework = with_predicted_charges(framework)
+    return framework, charges
+
+
 def simulate(
     files: list[str], settings: GCMCSettings, charges: str | None, device: str,
     checkpoint: Path | None,
-) -> dict[str, GCMCResult | X3MatError]:  # fmt: skip
-    """A result or an error for each file; those with the same kind of charges run together.
-
-    `charges` is that of `GCMCSettings`; None stands for "cif" where a file states charges and
-    "none" elsewhere.
-    """
-    out: dict[str, GCMCResult | X3MatError] = {}
+) -> dict[str, tuple[GCMCResult | X3MatError, str]]:  # fmt: skip
+    """For each file a result or an error, and the kind of charges (see `framework_of`); those of
+    one kind run together."""
+    out: dict[str, tuple[GCMCResult | X3MatError, str]] = {}
     groups: dict[str, dict[str, Framework]] = {}
     for file in dict.fromkeys(files):
         try:
-            framework = read_framework(file)
+            framework, kind = framework_of(file, charges, settings.gases)
         except X3MatError as error:
-            out[file] = error
+            out[file] = error, ""
             continue
-        kind = charges or ("none" if framework.charges is None else "cif")
         groups.setdefault(kind, {})[file] = framework
     for kind, members in groups.items():
+        given = "cif" if kind == "model" else kind  # those that come with the framework
         found = gcmc(
-            list(members.values()), replace(settings, charges=kind), device=device,
+            list(members.values()), replace(settings, charges=given), device=device,
             checkpoint=checkpoint, progress=sys.stderr.isatty(),
         )  # fmt: skip
-        out.update(zip(members, found, strict=True))
+        out.update((file, (result, kind)) for file, result in zip(members, found, strict=True))
     return {file: out[file] for file in files}
 
 
@@ -92,8 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--temperature", type=float, default=298.0, help="K (default 298)")
     add("--pressure", type=float, default=1e5, help="Pa (default 1e5)")
     add("--mixture", help="gases and mole fractions instead of one gas, as CO2:0.15,N2:0.85")
-    add("--charges", choices=["cif", "forcefield", "none"],
-        help="default cif where a file states charges, else none")  # fmt: skip
+    add("--charges", choices=["cif", "model", "forcefield", "none"],
+        help="of the framework: those of the CIF, predicted by a network that learned DDEC6 charges"
+        " of QMOF, the force field's, or none; default cif where a file states charges, else model,"
+        " or none for IZA frameworks and for gases without charges")  # fmt: skip
     add("--force-field", default="uff",
         help="of the framework: uff (default), or trappe-n2-zeolite for silica")  # fmt: skip
     add("--cycles", type=int, default=1000, help="sampled cycles of each chain (default 1000)")
@@ -118,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     printed, failed = [], False
-    for file, result in found.items():
+    for file, (result, kind) in found.items():
         if isinstance(result, X3MatError):
             failed = True
             print(f"error: {result}", file=sys.stderr)
@@ -129,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"warning: {file}: {warning}", file=sys.stderr)
         if args.density is not None:
             result.save_density(args.density)
-        printed.append({"file": file, **result.as_dict()})
+        printed.append({"file": file, **result.as_dict(), "charges": kind})
         if not args.json:
             print(as_text(file, result))
     if args.json:

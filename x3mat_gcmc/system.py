@@ -295,7 +295,8 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
         if getattr(framework, "charges", None) is None:
             raise DataError(
                 name, "it has no atomic charges",
-                'Give a CIF with _atom_site_charge, or choose charges "none" or "forcefield".',
+                'Give a CIF with _atom_site_charge, or choose charges "model", "none" or'
+                ' "forcefield".',
             )  # fmt: skip
         charge = np.array(framework.charges, dtype=float)
         if charge.shape != frac.shape[:1] or not np.isfinite(charge).all():
