@@ -83,7 +83,7 @@ def test_which_charges_the_command_takes(tmp_path, stated, gases, kind):
 
 
 def test_charges_in_a_simulation(capsys):
-    short = ["--cycles", "5", "--equilibration", "5", "--replicas", "1", "--json"]
+    short = ["--cycles", "20", "--equilibration", "10", "--replicas", "1", "--json"]
     assert command.main(["iza:SOD", "--gas", "CO2", "--charges", "model", *short]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["charges"] == "model"

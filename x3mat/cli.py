@@ -114,7 +114,7 @@ def predict(
     \b
     Examples:
       x3mat predict my.cif
-      x3mat predict *.cif --model zeolite-n2 --json
+      x3mat predict *.cif --model mof-n2 --json
       x3mat predict iza:LTA
       x3mat predict FOLDER --out predictions.parquet
       x3mat predict core-mof:ASR --model qmof-gap --out gaps.parquet --shard 0/4
