@@ -106,6 +106,16 @@ def test_what_is_shipped_is_what_was_checked():
     assert check["pacmof2"]["median_mae_e"] < 0.09  # the least that an EQeq charge differed
 
 
+def test_what_the_chapter_says_of_uptakes():
+    uptake = results.read("gcmc/co2-n2-predicted.json")["summary"]
+    theirs = results.read("gcmc/co2-n2-all.json")["summary"]
+    assert 0.01 < results.read("mof-charge/check.json")["pacmof2"]["median_mae_e"] < 0.05
+    assert uptake["CO2"]["all"]["n"] == 18
+    for gas in ("CO2", "N2"):
+        deviation = [found[gas]["all"]["median_abs_deviation"] for found in (uptake, theirs)]
+        assert deviation[0] > 1.5 * deviation[1]  # due to the charges, not to the program
+
+
 def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     if not (paths.external() / "qmof.npz").is_file():
         pytest.skip("X3MAT_DATA names no folder with qmof.npz")
