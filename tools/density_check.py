@@ -44,6 +44,7 @@ import gcmc_checks
 from x3mat import paths, results
 from x3mat.crystal import crystal_from_arrays
 from x3mat.errors import DataError, X3MatError
+from x3mat.training import STRIDE
 from x3mat_gcmc import Framework, GCMCSettings, gcmc
 
 SETTINGS = replace(
@@ -75,8 +76,7 @@ def orbit_average(
     `points` places in it, spread evenly, of the values at their images.
     """
     shape = np.array(maps.shape[-3:])
-    ratio = 1.2207440846057596  # of the R3 sequence: the root of x⁴ = x + 1
-    offsets = (0.5 + np.arange(1, points + 1)[:, None] / ratio ** np.arange(1, 4)) % 1.0
+    offsets = (0.5 + np.arange(1, points + 1)[:, None] * STRIDE) % 1.0
     corners = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
     flat = maps.reshape(*maps.shape[:-3], -1)
     mean = np.zeros(flat.shape)
@@ -254,8 +254,6 @@ def main() -> int:
                 "correlation", "ceiling", "halves", "chains", "deviation", "gap", "seconds")),
                 flush=True)  # fmt: skip
             save()
-        if rows and results.read(file)["summary"] != results.plain(summary(rows)):
-            save()  # of an earlier version of this tool
     except X3MatError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -186,10 +186,10 @@ def simulate(
             took = times[-1] - begun
             names = ("waited_for_grids_s", "tables_s", "chains_s", "averages_s")
             record |= dict(zip(names, np.diff(times).round(3).tolist(), strict=False))
-            names = [re.sub(r".*/", "", argument) for argument in sys.argv[1:]]  # without folders
+            command = [re.sub(r".*/", "", part) for part in sys.argv[1:]]  # without folders
             record |= {"compiled_s": round(compiled, 3), "provenance": results.provenance(
                 seed=settings.seed, wall_s=took,
-                command=" ".join(["python", "tools/mof_labels.py", *names]))}
+                command=" ".join(["python", "tools/mof_labels.py", *command]))}
             compiled = 0.0
             yield [*rows, {"batch": record, "settings": settings_hash(settings)}]
 

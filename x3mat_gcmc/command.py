@@ -15,7 +15,6 @@ from pathlib import Path
 from x3mat import results
 from x3mat.errors import DataError, X3MatError
 from x3mat_gcmc import Framework, GCMCResult, GCMCSettings, gcmc
-from x3mat_gcmc.charges import with_predicted_charges
 from x3mat_gcmc.forcefield import guest
 from x3mat_gcmc.framework import read_framework
 
@@ -58,6 +57,8 @@ def framework_of(
         bare = "model" if felt and not file.lower().startswith("iza:") else "none"
         charges = bare if framework.charges is None else "cif"
     if charges == "model":
+        from x3mat_gcmc.charges import with_predicted_charges  # takes long: PyTorch
+
         framework = with_predicted_charges(framework)
     return framework, charges
 

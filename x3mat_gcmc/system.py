@@ -295,8 +295,8 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
         if getattr(framework, "charges", None) is None:
             raise DataError(
                 name, "it has no atomic charges",
-                'Give a CIF with _atom_site_charge, or choose charges "model", "none" or'
-                ' "forcefield".',
+                "Give a CIF with _atom_site_charge, predict them (x3mat_gcmc.charges), or choose"
+                ' charges "none" or "forcefield".',
             )  # fmt: skip
         charge = np.array(framework.charges, dtype=float)
         if charge.shape != frac.shape[:1] or not np.isfinite(charge).all():
