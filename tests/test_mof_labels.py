@@ -1,4 +1,4 @@
-"""The tool that makes N2 labels of MOFs: it resumes, and its table and record fit together."""
+"""The tool that makes labels of MOFs: it resumes, and its table and record fit together."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ SHORT = GCMCSettings(
     temperature=77.0, cutoff=6.0, spacing=0.4, equilibration=30, cycles=20, replicas=2, trials=8,
     moves=(0.25, 0.2, 0.02, 0.53, 0.0), start="both",
 )  # fmt: skip
+MIXED = replace(SHORT, gases=("CO2", "N2"), fractions=(0.15, 0.85), temperature=298.0,
+                charges="cif", replicas=4, moves=(0.2, 0.15, 0.1, 0.45, 0.1))  # fmt: skip
 NAMES = ["two", "one", "void", "odd"]
 
 
@@ -38,7 +40,9 @@ def made(tmp_path, monkeypatch):
         "frac": np.concatenate([atoms, atoms, atoms[:2]]), "charges": np.full(8, np.nan),
     }  # fmt: skip
     np.savez(tmp_path / "pack.npz", **pack)
-    monkeypatch.setattr(mof_labels, "PASSES", (SHORT, replace(SHORT, cycles=40)))
+    plans = {name: replace(mof_labels.PLANS[name], passes=(short, replace(short, cycles=40)))
+             for name, short in (("mof-n2", SHORT), ("mof-co2n2", MIXED))}  # fmt: skip
+    monkeypatch.setattr(mof_labels, "PLANS", plans)
     monkeypatch.setattr(
         gcmc_checks, "mof_candidates", lambda: ([*NAMES, "later"], {"DISORDER": 2}))
     load_force_fields()  # from the real folder of data, before
@@ -47,9 +51,9 @@ def made(tmp_path, monkeypatch):
     return tmp_path
 
 
-def simulate(folder, *options):
+def simulate(folder, *options, name="mof-n2"):
     packed = ["--packed", str(folder / "pack.npz"), "--batch", "3", "--workers", "2"]
-    assert mof_labels.main(["--runs", str(folder), "run", *packed, *options]) == 0
+    assert mof_labels.main(["run", name, "--runs", str(folder), *packed, *options]) == 0
     return mof_labels.read_rows(folder / "rows.jsonl")
 
 
@@ -58,22 +62,26 @@ def check(path, record):
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = [row["name"] for row in rows]
-    assert list(rows[0]) == list(mof_labels.COLUMNS)
+    names, gases = [row["name"] for row in rows], record["gases"]
+    assert list(rows[0]) == mof_labels.columns(gases)
     assert names == sorted(set(names))
     assert len(rows) == record["n_labels"]
-    mass = guest("N2")["molar_mass"]
+    for gas in gases:
+        front = f"{gas.lower()}_" if len(gases) > 1 else ""
+        mass = guest(gas)["molar_mass"]
+        for row in rows:
+            value = {unit: float(row[front + unit]) for unit in mof_labels.UNITS}
+            assert 0 <= value["mol_per_kg"] < 200
+            assert 0 <= value["g_per_L"] < 900
+            assert value["molecules_per_cell"] >= 0
+            assert np.isfinite(value["error_mol_per_kg"])
+            assert abs(value["gap"]) <= 4
+            assert value["mg_per_g"] == pytest.approx(mass * value["mol_per_kg"], rel=1e-3)
     for row in rows:
-        value = {k: float(row[k]) for k in mof_labels.COLUMNS[1:]}
-        assert 0 <= value["mol_per_kg"] < 200
-        assert 0 <= value["g_per_L"] < 900
-        assert value["molecules_per_cell"] >= 0
-        assert np.isfinite(value["error_mol_per_kg"])
-        assert -2 <= value["gap"] <= 2
-        assert value["mg_per_g"] == pytest.approx(mass * value["mol_per_kg"], rel=1e-3)
         assert row["equilibrated"] in "01"
         assert int(row["pass"]) < len(record["passes"])
-    for settings, part in zip(mof_labels.PASSES, record["passes"], strict=True):
+    plan = mof_labels.PLANS[record["data_set"]]
+    for settings, part in zip(plan.passes, record["passes"], strict=True):
         assert part["hash"] == mof_labels.settings_hash(settings)
     return rows
 
@@ -88,7 +96,7 @@ def test_a_run_goes_on_where_it_was_cut_off(made):
     file.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # a kill while writing
     again = mof_labels.read_rows(file)
     assert [r["name"] for r in again] == NAMES[:2]
-    mof_labels.main(["--runs", str(made), "run", "--packed", str(made / "pack.npz"),
+    mof_labels.main(["run", "mof-n2", "--runs", str(made), "--packed", str(made / "pack.npz"),
                      "--workers", "1"])  # fmt: skip
     redone = [r for r in mof_labels.read_rows(file) if "name" in r]
     assert [r["name"] for r in redone] == ["two", "one", "odd", "void"]  # those refused first
@@ -100,10 +108,10 @@ def test_table_and_record(made):
     simulate(made)
     rows = simulate(made, "--pass", "1")
     second = {r["name"] for r in rows if r["settings"] == mof_labels.settings_hash(
-        mof_labels.PASSES[1]) and "name" in r}  # fmt: skip
+        mof_labels.PLANS["mof-n2"].passes[1]) and "name" in r}  # fmt: skip
     assert "odd" not in second
     assert second
-    assert mof_labels.main(["--runs", str(made), "table"]) == 0
+    assert mof_labels.main(["table", "mof-n2", "--runs", str(made)]) == 0
     record = json.loads((made / "data" / "results" / "mof-n2" / "labels.json").read_text())
     labels = check(made / "data" / "mof-n2" / "labels.csv", record)
     assert [row["name"] for row in labels] == sorted(NAMES[:3])
@@ -114,7 +122,7 @@ def test_table_and_record(made):
     row = next(r for r in rows if r.get("name") == "two")
     label = mof_labels.label_of(row, 0)
     cell = 9.0**3 * 1e-27 * 6.02214076e23  # litres per mole of cells
-    expected = row["molecules_per_cell"] * guest("N2")["molar_mass"] / cell
+    expected = row["loadings"]["N2"]["molecules_per_cell"] * guest("N2")["molar_mass"] / cell
     assert float(label["g_per_L"]) == pytest.approx(expected, rel=1e-3)
 
 
@@ -122,12 +130,44 @@ def test_time_is_kept(made):
     assert simulate(made, "--seconds", "0") == []
 
 
+def test_a_mixture_has_columns_of_each_gas_and_predicted_charges(made, monkeypatch):
+    from x3mat_gcmc import charges
+
+    monkeypatch.setattr(charges, "with_predicted_charges", lambda framework: replace(
+        framework, charges=0.1 * (-1.0) ** np.arange(len(framework.species))))  # fmt: skip
+    rows = simulate(made, name="mof-co2n2")
+    assert {name for name, row in ((r.get("name"), r) for r in rows) if name} == set(NAMES)
+    assert mof_labels.main(["table", "mof-co2n2", "--runs", str(made)]) == 0
+    record = json.loads((made / "data" / "results" / "mof-co2n2" / "labels.json").read_text())
+    labels = check(made / "data" / "mof-co2n2" / "labels.csv", record)
+    row = next(r for r in rows if r.get("name") == "void")
+    for gas in ("CO2", "N2"):
+        litre = 13.0**3 * 1e-27 * 6.02214076e23
+        n = row["loadings"][gas]["molecules_per_cell"]
+        [label] = [x for x in labels if x["name"] == "void"]
+        assert float(label[f"{gas.lower()}_g_per_L"]) == pytest.approx(
+            n * guest(gas)["molar_mass"] / litre, rel=1e-3)  # fmt: skip
+        assert gas in record["all"]
+
+
+def test_a_pass_that_does_not_exist_is_refused(made, capsys):
+    assert mof_labels.main(["run", "mof-co2n2", "--runs", str(made), "--pass", "2"]) == 1
+    assert "there is no such pass" in capsys.readouterr().err
+
+
 def test_target_is_of_error_and_of_gap():
-    row = {"molecules_per_cell": 10.0, "error": 0.1, "gap": 0.01}
-    assert mof_labels.is_reached(row)
-    assert not mof_labels.is_reached({**row, "gap": -0.03})
-    assert not mof_labels.is_reached({**row, "error": 0.3})
-    assert mof_labels.is_reached({"molecules_per_cell": 0.0, "error": 0.001, "gap": 0.0})
+    def reached(gap, **gases):
+        return mof_labels.is_reached({"loadings": gases}, gap)
+
+    x = {"molecules_per_cell": 10.0, "error": 0.1, "gap": 0.01}
+    assert reached(0.02, N2=x)
+    assert not reached(0.02, N2={**x, "gap": -0.03})
+    assert reached(0.1, N2={**x, "gap": -0.03})
+    assert not reached(0.02, N2={**x, "error": 0.3})
+    assert not reached(0.02, N2=x, CO2={**x, "error": 0.3})
+    none = {"molecules_per_cell": 0.0, "error": 0.001, "gap": 0.0}
+    assert reached(0.02, N2=none, CO2=x)
+    assert not reached(0.02, N2={**none, "error": 0.02})
 
 
 def test_settings_hash_follows_settings_and_parameters(monkeypatch):

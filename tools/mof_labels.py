@@ -1,29 +1,35 @@
-"""N2 uptake of CoRE MOF 2019 crystals at 77 K and 1 bar by grand-canonical Monte Carlo.
+"""Gas uptake of CoRE MOF 2019 crystals by grand-canonical Monte Carlo: labels of two data sets.
 
-Model: rigid frameworks (UFF) and nitrogen (the two nitrogen sites of TraPPE), Lennard-Jones
-interactions truncated at 12.8 Å, no charges on either. All pores count, also closed ones.
+mof-n2: N2 at 77 K and 1 bar, the two nitrogen sites of TraPPE, no charges on either side.
+mof-co2n2: CO2 and N2 of a mixture 15:85 at 298 K and 1 bar, TraPPE with its charges; those of the
+frameworks are predicted (x3mat_gcmc.charges), and crystals of elements whose charges were never
+learned are refused.
+
+Model: rigid frameworks (UFF), Lennard-Jones interactions truncated at 12.8 Å, Ewald summation of
+the charges. All pores count, also closed ones.
 
 Which crystals: of the subset ASR those that are not marked DISORDER, whose largest cavity (LCD) is
 wider than 3.7 Å, and that have at most 500 atoms. They are taken in one random order, so that a run
-that is cut off leaves a random sample. Each is simulated twice, from the empty and from the filled
-framework. The first pass has short chains; what its two chains do not agree on is simulated again
-in the next pass, with longer ones. A label is the mean of both, and its error at least half the gap
-between them. That is no bound: where pores are full, short chains stay below long ones from either
-start. How far is in data/results/mof-n2/longer.json (tools/mof_n2_errors.py --longer).
+that is cut off leaves a random sample. Half of the chains of each start from the empty and half
+from the filled framework. The first pass has short chains; what is not precise, or on what the two
+starts do not agree, is simulated again in the next pass, with longer ones. A label is the mean of
+all; of two chains its error is at least half the gap between them. That is no bound: where pores
+are full, as at 77 K, short chains stay below long ones from either start. How far is in
+data/results/mof-n2/longer.json (tools/mof_n2_errors.py --longer).
 
 Steps, each resumable: `run` appends a line for each finished crystal to rows.jsonl below --runs and
-leaves out the lines that are there; `table` makes data/mof-n2/labels.csv and the record
-data/results/mof-n2/labels.json of them. Crystals can be packed into one file first, with which a
-run needs numpy, scipy, tqdm and numba (for NVIDIA cards also numba-cuda) only. On CUDA a batch
-should be as large as memory allows (a crystal takes about 1.5 MB), because a launch ends with its
-slowest chain.
+leaves out the lines that are there; `table` makes labels.csv in the data set's folder and the
+record labels.json among its results of them. Crystals can be packed into one file first, with which
+a run needs numpy, scipy, tqdm and numba (for NVIDIA cards also numba-cuda) only, and for predicted
+charges x3mat. On CUDA a batch should be as large as memory allows (a crystal takes about 1.5 MB,
+with charges 6 MB), because a launch ends with its slowest chain.
 
 examples:
-  python tools/mof_labels.py run --device cuda                  all crystals, first pass
-  python tools/mof_labels.py run --device cuda --pass 2         again where chains disagreed
-  python tools/mof_labels.py run --limit 8 --batch 8            a try on processor cores
-  python tools/mof_labels.py run --device cuda --seconds 500    stops itself in time
-  python tools/mof_labels.py table
+  python tools/mof_labels.py run mof-n2 --device cuda                all crystals, first pass
+  python tools/mof_labels.py run mof-n2 --device cuda --pass 2       again where chains disagreed
+  python tools/mof_labels.py run mof-co2n2 --limit 8 --batch 8       a try on processor cores
+  python tools/mof_labels.py run mof-co2n2 --device cuda --seconds 500    stops itself in time
+  python tools/mof_labels.py table mof-n2
   python tools/mof_labels.py pack --to mofs.npz
 """
 
@@ -38,7 +44,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gcmc_checks
@@ -46,30 +52,51 @@ import numpy as np
 from tqdm import tqdm
 
 from x3mat import paths, results
-from x3mat.errors import X3MatError
+from x3mat.errors import DataError, X3MatError
 from x3mat_gcmc import Framework, GCMCSettings, engine
 from x3mat_gcmc.forcefield import framework_parameters, guest
 from x3mat_gcmc.system import System, insertion_cdfs, make_grids, make_guests, make_system
 
-PASSES = (
-    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=500, cycles=250, replicas=2),
-    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=1000, cycles=500, replicas=2),
-    # packing relaxes by motion: fewer trials and swaps leave time for longer chains
-    replace(gcmc_checks.SETTINGS["mof-n2"], equilibration=3000, cycles=1500, replicas=2, trials=16,
-            moves=(0.4, 0.3, 0.02, 0.28, 0.0)),
-)
-TARGET = 0.02  # relative error, and gap between the two starts
-FEW = 0.01  # molecules per cell; an uptake below it counts as none
-COLUMNS = (
-    "name", "mol_per_kg", "error_mol_per_kg", "g_per_L", "mg_per_g", "molecules_per_cell",
-    "gap", "equilibrated", "pass",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Plan:
+    """How the labels of a data set are made."""
+
+    passes: tuple[GCMCSettings, ...]
+    insertions: bool  # whether means take in what insertions tell: they fail where pores are full
+    gap: float  # relative; starts that differ by more do not agree
+
+
+_N2, _CO2_N2 = gcmc_checks.SETTINGS["mof-n2"], gcmc_checks.SETTINGS["co2-n2"]
+PLANS = {
+    "mof-n2": Plan((
+        replace(_N2, equilibration=500, cycles=250, replicas=2),
+        replace(_N2, equilibration=1000, cycles=500, replicas=2),
+        # packing relaxes by motion: fewer trials and swaps leave time for longer chains
+        replace(_N2, equilibration=3000, cycles=1500, replicas=2, trials=16,
+                moves=(0.4, 0.3, 0.02, 0.28, 0.0)),
+    ), insertions=False, gap=0.02),
+    "mof-co2n2": Plan((
+        replace(_CO2_N2, equilibration=500, cycles=1000, replicas=4),
+        replace(_CO2_N2, equilibration=2000, cycles=4000, replicas=4),
+    ), insertions=True, gap=0.1),
+}  # fmt: skip
+TARGET = 0.02  # relative error
+FEW = 0.01  # molecules per cell; an uptake below it counts as none, a smaller error always suffices
+UNITS = "mol_per_kg", "error_mol_per_kg", "g_per_L", "mg_per_g", "molecules_per_cell", "gap"
+FLAGS = "equilibrated", "pass"
+
+
+def columns(gases: Sequence[str]) -> list[str]:
+    """Of the table of labels; of several gases each has its own, with its name in front."""
+    fronts = [""] if len(gases) == 1 else [f"{gas.lower()}_" for gas in gases]
+    return ["name", *(front + unit for front in fronts for unit in UNITS), *FLAGS]
 
 
 def settings_hash(settings: GCMCSettings) -> str:
     """16 hexadecimal digits that stand for the settings and the parameters that they name."""
-    content = [asdict(settings), guest(settings.gases[0]),
-               framework_parameters(settings.force_field)]  # fmt: skip
+    guests = [guest(gas) for gas in settings.gases]
+    content = [asdict(settings), *guests, framework_parameters(settings.force_field)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -79,8 +106,12 @@ def settings_hash(settings: GCMCSettings) -> str:
 def prepare(
     framework: Framework, settings: GCMCSettings, device: str = "cpu"
 ) -> tuple[System, list] | X3MatError:
-    """Simulated cell with its energy grid, and the distribution of places for insertions."""
+    """Simulated cell with its energy grids, and the distribution of places for insertions."""
     try:
+        if settings.charges == "cif" and framework.charges is None:
+            from x3mat_gcmc.charges import with_predicted_charges  # takes long: PyTorch
+
+            framework = with_predicted_charges(framework)
         guests = make_guests(settings)
         system = make_system(framework, settings, guests)
         make_grids(system, guests, settings, device)
@@ -95,18 +126,25 @@ def _one_thread() -> None:
     kernel.config.NUMBA_NUM_THREADS = 1
 
 
-def row_of(result: engine.GCMCResult, framework: Framework, system: System) -> dict:
-    """What is kept of one crystal: molecules per unit cell with error, by chain and quarter."""
+def row_of(
+    result: engine.GCMCResult, framework: Framework, system: System, insertions: bool
+) -> dict:
+    """What is kept of one crystal: of each gas molecules per unit cell with error and the relative
+    gap between the starts; quarters of the chains."""
     n_cells = result.n_cells
-    [loading] = result.loadings.values()
-    mean, error = loading.counting
-    chains = result.counts[:, :, 0] / n_cells
+    chains = result.counts / n_cells  # (chains, cycles, gases)
     after = chains[:, result.discarded :].mean(1)
-    quarters = [[float(q.mean()) for q in np.array_split(c, 4)] for c in chains]
+    gaps = after[1::2].mean(0) - after[::2].mean(0)
+    loadings = {}
+    for gap, (gas, x) in zip(gaps, result.loadings.items(), strict=True):
+        mean, error = x.counting
+        if insertions:
+            mean, error = x.molecules_per_cell, x.error_molecules_per_cell
+        loadings[gas] = {"molecules_per_cell": mean, "error": error,
+                         "gap": float(gap / mean) if mean > 0 else 0.0}  # fmt: skip
+    quarters = [[float(q.mean()) for q in np.array_split(c, 4)] for c in chains.sum(-1)]
     return {
-        "name": result.name, "settings": settings_hash(result.settings),
-        "molecules_per_cell": mean, "error": error,
-        "gap": float(np.ptp(after) * np.sign(after[1] - after[0]) / mean) if mean > 0 else 0.0,
+        "name": result.name, "settings": settings_hash(result.settings), "loadings": loadings,
         "quarters": np.round(quarters, 5).tolist(), "discarded": result.discarded,
         "swaps": result.swaps.tolist(), "acceptance": result.acceptance,
         "warnings": list(result.warnings), "n_cells": n_cells,
@@ -115,20 +153,25 @@ def row_of(result: engine.GCMCResult, framework: Framework, system: System) -> d
     }  # fmt: skip
 
 
+def _silicon() -> Framework:
+    return Framework(9.0 * np.eye(3), np.array([14]), np.zeros((1, 3)), np.zeros(1))
+
+
 def compile_chains(settings: GCMCSettings, device: str) -> None:
     """Have the chains compiled, by one step in a framework without energy."""
     guests = make_guests(settings)
-    system = make_system(Framework(9.0 * np.eye(3), np.array([14]), np.zeros((1, 3))),
-                         settings, guests)  # fmt: skip
-    system.grids[0] = np.zeros(system.shape + 3, np.float32)
+    system = make_system(_silicon(), settings, guests)
+    grid = np.zeros(system.shape + 3, np.float32)
+    system.grids.update(dict.fromkeys(range(len(guests.types)), grid))
     uniform = np.arange(1, np.prod(system.voxels) + 1) / np.prod(system.voxels)
     short = replace(settings, equilibration=1, cycles=10, start="empty", replicas=1)
-    engine.Run([system], guests, [(0, short)], device, None, [[uniform]]).step()
+    cdfs = [[uniform] * len(settings.gases)]
+    engine.Run([system], guests, [(0, short)], device, None, cdfs).step()
 
 
 def simulate(
-    frameworks: Sequence[Framework], settings: GCMCSettings, *, device: str, batch: int,
-    seconds: float, workers: int,
+    frameworks: Sequence[Framework], settings: GCMCSettings, *, insertions: bool, device: str,
+    batch: int, seconds: float, workers: int,
 ) -> Iterator[list[dict]]:  # fmt: skip
     """Rows of finished crystals, then a record of what the batch took, batch by batch.
 
@@ -137,8 +180,10 @@ def simulate(
     the last batch is made smaller, judged by the time of the one before.
     """
     start = time.perf_counter()
-    if device == "cpu":  # compiles once for all processes
-        prepare(Framework(9.0 * np.eye(3), np.array([14]), np.zeros((1, 3))), settings)
+    if settings.charges == "cif":  # imported once for all processes
+        import x3mat_gcmc.charges  # noqa: F401
+    if device == "cpu":  # compiled once for all processes
+        prepare(_silicon(), settings)
     context = multiprocessing.get_context("fork")  # before there is a CUDA context
     with context.Pool(workers, _one_thread) as pool:
 
@@ -178,7 +223,7 @@ def simulate(
                     while run.cycles_left:
                         bar.update(run.step())
                 times.append(time.perf_counter())
-                rows += [row_of(r, f, s) for r, (f, s, _) in
+                rows += [row_of(r, f, s, insertions) for r, (f, s, _) in
                          zip(run.results(0.0), ready, strict=True)]  # fmt: skip
                 record["device"] = gcmc_checks.device_name(device)
                 record["moves"] = int(run.chains.moves.sum())
@@ -216,11 +261,13 @@ def append(file: Path, rows: Sequence[dict]) -> None:
         os.fsync(out.fileno())
 
 
-def is_reached(row: dict) -> bool:
-    """Whether error and gap between the starts are within TARGET, or there is no uptake."""
-    if row["molecules_per_cell"] < FEW:
-        return row["error"] < FEW
-    return max(abs(row["gap"]), row["error"] / row["molecules_per_cell"]) <= TARGET
+def is_reached(row: dict, gap: float) -> bool:
+    """Whether errors are within TARGET and the gaps between the starts within `gap`, or small."""
+    return all(
+        max(x["error"] / TARGET, abs(x["gap"]) * x["molecules_per_cell"] / gap)
+        <= max(x["molecules_per_cell"], FEW / TARGET)
+        for x in row["loadings"].values()
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -229,8 +276,12 @@ def run(args: argparse.Namespace) -> int:
 
     kernel.REGISTERS = args.registers
     file = args.runs / "rows.jsonl"
-    changes = {k: getattr(args, k) for k in ("cycles", "equilibration", "trials")}
-    settings = replace(PASSES[args.number], **{k: v for k, v in changes.items() if v})
+    plan = PLANS[args.data_set]
+    if args.number >= len(plan.passes):
+        raise DataError(f"--pass {args.number}", "there is no such pass",
+                        f"The last one of {args.data_set} is {len(plan.passes) - 1}.")  # fmt: skip
+    changes = {k: getattr(args, k) for k in ("cycles", "equilibration", "trials", "replicas")}
+    settings = replace(plan.passes[args.number], **{k: v for k, v in changes.items() if v})
     if args.moves:
         settings = replace(settings, moves=tuple(args.moves))
     if args.packed:
@@ -241,16 +292,16 @@ def run(args: argparse.Namespace) -> int:
         frameworks = gcmc_checks.frameworks_of(pack, 0)
     frameworks = frameworks[args.skip :]
     old = [row for row in read_rows(file) if "name" in row]
-    enough = {settings_hash(s) for s in (settings, *PASSES[args.number :])}
+    enough = {settings_hash(s) for s in (settings, *plan.passes[args.number :])}
     here = {row["name"] for row in old if row["settings"] in enough}
     done = {row["name"]: row for row in old}
     todo = [f for f in frameworks if f.name not in here]
     if args.number:  # again what an earlier pass did not settle
         todo = [f for f in todo if f.name in done and "failed" not in done[f.name]
-                and not is_reached(done[f.name])]  # fmt: skip
+                and not is_reached(done[f.name], plan.gap)]  # fmt: skip
     print(f"{len(todo)} crystals to simulate, {len(frameworks) - len(todo)} are there or settled")
-    for rows in simulate(todo, settings, device=args.device, batch=args.batch,
-                         seconds=args.seconds, workers=args.workers):  # fmt: skip
+    for rows in simulate(todo, settings, insertions=plan.insertions, device=args.device,
+                         batch=args.batch, seconds=args.seconds, workers=args.workers):  # fmt: skip
         append(file, rows)
         print(json.dumps({k: v for k, v in rows[-1]["batch"].items() if k != "provenance"}),
               flush=True)  # fmt: skip
@@ -265,19 +316,19 @@ def label_of(row: dict, number: int) -> dict[str, str]:
 
     mol/kg is 1000 n / m with n molecules in a unit cell of m g/mol; g/L is of framework volume.
     """
-    mass = guest("N2")["molar_mass"]
-    n, molar = row["molecules_per_cell"], 1000 / row["mass"]
-    litre = mass / 6.02214076e23 * 1e27 / row["volume"]
-    values = n * molar, row["error"] * molar, n * litre, n * molar * mass, n
-    return dict(zip(COLUMNS, [
-        row["name"], *(f"{v:.5g}" for v in values), f"{row['gap']:.3f}",
-        str(int(not row["warnings"])), str(number),
-    ], strict=True))  # fmt: skip
+    values = [row["name"]]
+    for gas, x in row["loadings"].items():
+        mass, n, molar = guest(gas)["molar_mass"], x["molecules_per_cell"], 1000 / row["mass"]
+        litre = mass / 6.02214076e23 * 1e27 / row["volume"]
+        found = n * molar, x["error"] * molar, n * litre, n * molar * mass, n
+        values += [*(f"{v:.5g}" for v in found), f"{x['gap']:.3f}"]
+    values += [str(int(not row["warnings"])), str(number)]
+    return dict(zip(columns(list(row["loadings"])), values, strict=True))
 
 
-def latest(rows: Sequence[dict]) -> dict[str, tuple[int, dict]]:
+def latest(rows: Sequence[dict], passes: Sequence[GCMCSettings]) -> dict[str, tuple[int, dict]]:
     """By name the row of the last pass, and its number."""
-    numbers = {settings_hash(s): i for i, s in enumerate(PASSES)}
+    numbers = {settings_hash(s): i for i, s in enumerate(passes)}
     found: dict[str, tuple[int, dict]] = {}
     for row in rows:
         number = numbers.get(row["settings"], -1)
@@ -286,68 +337,74 @@ def latest(rows: Sequence[dict]) -> dict[str, tuple[int, dict]]:
     return found
 
 
-def summary(rows: Sequence[dict]) -> dict:
-    """How well the chains of some rows agree, and how precise their means are."""
-    full = [r for r in rows if r["molecules_per_cell"] >= FEW]
-    gaps = np.array([r["gap"] for r in full])
-    errors = np.array([r["error"] / r["molecules_per_cell"] for r in full])
-    if not full:
-        return {"n": len(rows), "n_without_uptake": len(rows)}
-    return {
-        "n": len(rows), "n_without_uptake": len(rows) - len(full),
-        "n_equilibrated": sum(not r["warnings"] for r in rows),
-        "n_within_target": sum(map(is_reached, rows)),
-        "median_gap": np.median(gaps), "median_abs_gap": np.median(np.abs(gaps)),
-        "abs_gap_percentiles_75_90_99": np.percentile(np.abs(gaps), [75, 90, 99]),
-        "n_gap_within_2_percent": int((np.abs(gaps) <= 0.02).sum()),
-        "n_gap_within_5_percent": int((np.abs(gaps) <= 0.05).sum()),
-        "median_relative_error": np.median(errors),
-        "n_error_within_2_percent": int((errors <= 0.02).sum()),
-    }  # fmt: skip
+def summary(rows: Sequence[dict], gap: float) -> dict:
+    """How well the chains of some rows agree, and how precise their means are, by gas."""
+    out = {"n": len(rows), "n_equilibrated": sum(not r["warnings"] for r in rows),
+           "n_within_target": sum(is_reached(r, gap) for r in rows)}  # fmt: skip
+    for gas in rows[0]["loadings"] if rows else ():
+        all_of_it = [r["loadings"][gas] for r in rows]
+        full = [x for x in all_of_it if x["molecules_per_cell"] >= FEW]
+        gaps = np.array([x["gap"] for x in full])
+        errors = np.array([x["error"] / x["molecules_per_cell"] for x in full])
+        out[gas] = {"n_without_uptake": len(all_of_it) - len(full)}
+        if full:
+            out[gas] |= {
+                "median_gap": np.median(gaps), "median_abs_gap": np.median(np.abs(gaps)),
+                "abs_gap_percentiles_75_90_99": np.percentile(np.abs(gaps), [75, 90, 99]),
+                "n_gap_within_2_percent": int((np.abs(gaps) <= 0.02).sum()),
+                "n_gap_within_5_percent": int((np.abs(gaps) <= 0.05).sum()),
+                "median_relative_error": np.median(errors),
+                "n_error_within_2_percent": int((errors <= 0.02).sum()),
+            }  # fmt: skip
+    return out
 
 
 def table(args: argparse.Namespace) -> int:
     """The step `table`."""
-    start = time.perf_counter()
-    rows = read_rows(args.runs / "rows.jsonl")
-    found = latest(rows)
+    start, plan, name = time.perf_counter(), PLANS[args.data_set], args.data_set
+    rows, first = read_rows(args.runs / "rows.jsonl"), plan.passes[0]
+    found = latest(rows, plan.passes)
     good = {k: v for k, v in sorted(found.items()) if "failed" not in v[1]}
     order, left_out = gcmc_checks.mof_candidates()
-    path = paths.data() / "mof-n2" / "labels.csv"
+    labels = [label_of(row, number) for number, row in good.values()]
+    path = paths.data() / name / "labels.csv"
     with results.replacing(path) as file:
-        lines = [",".join(COLUMNS)]
-        lines += [",".join(label_of(row, number).values()) for number, row in good.values()]
+        lines = [",".join(columns(first.gases)), *(",".join(x.values()) for x in labels)]
         file.write(("\n".join(lines) + "\n").encode())
     passes = []
-    for settings in PASSES:
+    for settings in plan.passes:
         key = settings_hash(settings)
         here = [r for r in rows if r["settings"] == key]
         batches = [r["batch"] for r in here if "batch" in r]
         passes.append({
             "settings": asdict(settings), "hash": key,
-            **summary([r for r in here if "name" in r and "failed" not in r]),
+            **summary([r for r in here if "name" in r and "failed" not in r], plan.gap),
             "wall_s": sum(b["provenance"]["wall_s"] for b in batches),
             "moves": sum(b["moves"] for b in batches), "batches": batches,
         })  # fmt: skip
-    n = np.array([float(label_of(row, 0)["mol_per_kg"]) for _, row in good.values()])
+    distributions = {}
+    for column in columns(first.gases):
+        if column.endswith(("mol_per_kg", "g_per_L")) and "error" not in column:
+            n = np.array([float(x[column]) for x in labels])
+            distributions[column] = {
+                "mean": n.mean(), "sd": n.std(),
+                "percentiles_5_25_50_75_95": np.percentile(n, [5, 25, 50, 75, 95])}  # fmt: skip
     payload = {
-        "data_set": "mof-n2", "labels": "data/mof-n2/labels.csv", "gas": "N2",
-        "temperature_K": PASSES[0].temperature, "pressure_Pa": PASSES[0].pressure,
-        "target": TARGET, "rule": {
+        "data_set": name, "labels": f"data/{name}/labels.csv", "gases": first.gases,
+        "fractions": first.fractions, "temperature_K": first.temperature,
+        "pressure_Pa": first.pressure, "target": TARGET, "gap": plan.gap, "rule": {
             "subset": "CoRE MOF 2019 ASR", "least_LCD_A": gcmc_checks.LEAST_CAVITY,
             "most_atoms": gcmc_checks.MOST_ATOMS, "order": "random, seed 0",
             "n_candidates": len(order), "left_out": left_out,
         },
         "n_labels": len(good), "n_not_simulated": len(set(order) - set(found)),
         "failed": {k: r["failed"] for k, (_, r) in sorted(found.items()) if "failed" in r},
-        "all": summary([row for _, row in good.values()]),
-        "mol_per_kg": {"mean": n.mean(), "sd": n.std(),
-                       "percentiles_5_25_50_75_95": np.percentile(n, [5, 25, 50, 75, 95])},
+        "all": summary([row for _, row in good.values()], plan.gap), **distributions,
         "passes": passes, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }  # fmt: skip
     record = results.write(
-        "mof-n2/labels.json", payload, seed=PASSES[0].seed,
-        command="python tools/mof_labels.py table", wall_s=time.perf_counter() - start,
+        f"{name}/labels.json", payload, seed=first.seed,
+        command=f"python tools/mof_labels.py table {name}", wall_s=time.perf_counter() - start,
     )  # fmt: skip
     print(f"{path}: {len(good)} labels; {record}")
     return 0
@@ -359,19 +416,22 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_data_set(step: argparse.ArgumentParser) -> None:
+    step.add_argument("data_set", choices=list(PLANS))
+    step.add_argument("--runs", type=Path, help="folder of rows.jsonl (default runs/DATA_SET)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/mof-n2"),
-                        help="folder of rows.jsonl (default runs/mof-n2)")  # fmt: skip
     steps = parser.add_subparsers(required=True, metavar="STEP")
     step = steps.add_parser("run", help="simulate")
     step.set_defaults(function=run)
-    step.add_argument("--runs", type=Path, default=argparse.SUPPRESS, help="as above")
+    _add_data_set(step)
     step.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    step.add_argument("--pass", dest="number", type=int, default=0, choices=range(len(PASSES)))
+    step.add_argument("--pass", dest="number", type=int, default=0, choices=range(3))
     step.add_argument("--limit", type=int, default=0, help="first so many crystals, 0: all")
     step.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     step.add_argument("--packed", type=Path, help="crystals from such a file")
@@ -380,16 +440,19 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--workers", type=int, default=os.cpu_count(), help="processes for grids")
     step.add_argument("--registers", type=int, default=0,
                       help="of a CUDA thread at most, 0: as the compiler likes")  # fmt: skip
-    for name in ("cycles", "equilibration", "trials"):
+    for name in ("cycles", "equilibration", "trials", "replicas"):
         step.add_argument(f"--{name}", type=int, help="instead of that of the pass, for tries")
     step.add_argument("--moves", type=float, nargs=5, help="likewise")
     step = steps.add_parser("table", help="labels and record")
     step.set_defaults(function=table)
+    _add_data_set(step)
     step = steps.add_parser("pack", help="write the crystals to one file")
     step.set_defaults(function=pack)
     step.add_argument("--to", type=Path, required=True)
     step.add_argument("--limit", type=int, default=0)
     args = parser.parse_args(arguments)
+    if "runs" in args and args.runs is None:
+        args.runs = Path("runs", args.data_set)
     try:
         return args.function(args)
     except X3MatError as error:

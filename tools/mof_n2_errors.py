@@ -40,7 +40,7 @@ from x3mat_gcmc import Framework, gcmc
 NAME, HALVES, WORST = "mof-n2", ("validation", "test"), 10
 NORMAL, SHARE = 1.645, 0.9  # a normal distribution has this share within so many deviations
 NITROGEN = 3.64  # Å, kinetic diameter; a pore with a narrower limiting diameter is closed to it
-LONGER = replace(mof_labels.PASSES[0], equilibration=1000, cycles=2000, seed=2)
+LONGER = replace(mof_labels.PLANS[NAME].passes[0], equilibration=1000, cycles=2000, seed=2)
 GEOMETRY = {"LCD": "LCD_A", "PLD": "PLD_A", "cm3_g": "density_g_cm3"}  # as core-mof calls them
 
 
