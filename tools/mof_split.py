@@ -48,8 +48,8 @@ EXAMPLES = """examples:
 TOLERANCES = (0.1, 0.2, 0.3, 0.4, 0.5)  # Å
 ROUNDS = 16  # more than the graphs need: 12 and 24 give the same groups
 #: Shares of the crystals in training and validation set.
-SHARES = {"qmof-gap": (0.7, 0.15), "mof-n2": (0.8, 0.1), "mof-co2n2": (0.8, 0.1), "mof-co2o2n2": (0.8, 0.1),
-          "mof-ch4n2": (0.8, 0.1)}
+SHARES = {"qmof-gap": (0.7, 0.15), "mof-n2": (0.8, 0.1), "mof-co2n2": (0.8, 0.1),
+          "mof-co2o2n2": (0.8, 0.1), "mof-ch4n2": (0.8, 0.1)}
 SAME_PLACE = 0.1  # Å; an atom is no neighbour of itself
 PARTS = ("train", "validation", "test")
 RULES = (
