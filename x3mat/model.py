@@ -721,10 +721,13 @@ def chunks(ptr, max_atoms: int) -> list[tuple[int, int]]:
     return [*out, (start, len(ptr) - 1)]
 
 
-def save_checkpoint(path, model: X3Mat, about: dict) -> None:
-    """Write config, constants, weights and a description; loads with ``weights_only=True``."""
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+def save_checkpoint(path, model: X3Mat, about: dict) -> X3Mat:
+    """Write config, constants, weights in half precision, and a description, such that they load
+    with ``weights_only=True``; returns the model that :func:`load_checkpoint` will give."""
+    half = {k: p.half() for k, p in model.named_parameters()}  # seeds change far more than rounding
+    state = {k: v.detach().cpu() for k, v in (model.state_dict() | half).items()}
     torch.save({"config": asdict(model.config), "state": state, "about": about}, path)
+    return load_checkpoint(path)[0]
 
 
 def load_checkpoint(path) -> tuple[X3Mat, dict]:

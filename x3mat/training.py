@@ -688,9 +688,9 @@ def train_fold(
         "data_hash": hashlib.sha256(labels.to_csv().encode()).hexdigest(),
         "training": asdict(config),
     }
-    save_checkpoint(folder / f"{tag}.pt", result.model, about)
+    model = save_checkpoint(folder / f"{tag}.pt", result.model, about)
     rest = [*names[1], *names[2]]
-    ensemble = Ensemble(application.name, (result.model,), ({},))
+    ensemble = Ensemble(application.name, (model.to(result.model.scale.device),), ({},))
     known = screen(rest[::-1], ensemble, tag_folder / f"predictions-{digest(ensemble)}",
                    read=application.crystal, progress=progress).set_index("file")
     if bad := sorted(set(known.error) - {""}):
@@ -792,11 +792,8 @@ def summarize(application: Application) -> dict:
     rows = rows[rows.seed.isin(seeds)]
     scores, shown = zip(*(_scores(part) for _, part in rows.groupby("output", sort=False)),
                         strict=True)
-    shown = pd.concat(shown)
-    if application.source:  # labels of others are not written down
-        shown = shown.drop(columns="label")
-    if len(scores) == 1:
-        shown = shown.drop(columns="output")
+    hidden = ["label"] * bool(application.source)  # labels of others are not written down
+    shown = pd.concat(shown).drop(columns=hidden + ["output"] * (len(scores) == 1))
     shown.round(4).to_csv(folder / "predictions.csv")
     outputs = dict(zip(application.columns, scores, strict=True))
     used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
