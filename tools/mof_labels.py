@@ -77,8 +77,8 @@ PLANS = {
                 moves=(0.4, 0.3, 0.02, 0.28, 0.0)),
     ), insertions=False, gap=0.02),
     "mof-co2n2": Plan((
-        replace(_CO2_N2, equilibration=500, cycles=1000, replicas=4),
-        replace(_CO2_N2, equilibration=2000, cycles=4000, replicas=4),
+        replace(_CO2_N2, equilibration=300, cycles=600, replicas=2),
+        replace(_CO2_N2, equilibration=1000, cycles=2000, replicas=4),
     ), insertions=True, gap=0.1),
 }  # fmt: skip
 TARGET = 0.02  # relative error
