@@ -29,6 +29,7 @@ from pathlib import Path
 import mof_labels
 import numpy as np
 import pandas as pd
+from intervals import intervals
 from pymatgen.core import Element
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -38,7 +39,6 @@ from x3mat.applications import application
 from x3mat_gcmc import Framework, gcmc
 
 NAME, HALVES, WORST = "mof-n2", ("validation", "test"), 10
-NORMAL, SHARE = 1.645, 0.9  # a normal distribution has this share within so many deviations
 NITROGEN = 3.64  # Å, kinetic diameter; a pore with a narrower limiting diameter is closed to it
 LONGER = replace(mof_labels.PLANS[NAME].passes[0], equilibration=1000, cycles=2000, seed=2)
 GEOMETRY = {"LCD": "LCD_A", "PLD": "PLD_A", "cm3_g": "density_g_cm3"}  # as core-mof calls them
@@ -72,26 +72,6 @@ def statistics(part: pd.DataFrame) -> dict:
         "mean_label": part.label.mean(), "median_label_error": part.label_error.median(),
         "mean_label_error": part.label_error.mean(),
     }  # fmt: skip
-
-
-def intervals(fit: pd.DataFrame, test: pd.DataFrame) -> dict:
-    """Intervals fitted on `fit` and counted on `test`: by the spread, and of one width."""
-    factor = np.quantile(fit["size"] / fit.spread, SHARE) / NORMAL
-    widths = {
-        "spread": NORMAL * test.spread, "scaled": NORMAL * factor * test.spread,
-        "constant": pd.Series(np.quantile(fit["size"], SHARE), test.index),
-    }  # fmt: skip
-    third = pd.qcut(test.spread, 3, labels=False)
-    found = {
-        kind: {"coverage": (inside := test["size"] <= width).mean(),
-               "coverage_by_thirds_of_spread": inside.groupby(third).mean(),
-               "mean_half_width": width.mean(), "median_half_width": width.median()}
-        for kind, width in widths.items()
-    }  # fmt: skip
-    for entry in found.values():
-        entry["coverage_by_thirds_of_spread"] = list(entry["coverage_by_thirds_of_spread"])
-    return {"share": SHARE, "factor": factor, **found,
-            "mae_by_thirds_of_spread": list(test["size"].groupby(third).mean())}  # fmt: skip
 
 
 def compositions(names: Sequence[str]) -> pd.DataFrame:
