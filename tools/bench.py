@@ -7,8 +7,8 @@ radial functions, 64 channels in the feed-forward layers, fp32 storage, TF32 mat
 Windows
     random      40 atoms in a sphere of 6 Å, edges from the 20 nearest within 6 Å (16.6 per atom)
     zeolites    one window, R = 6 Å, of each of as many IZA frameworks; pairs within 5 Å
-    qmof        one window, R = 8 Å, of each of as many QMOF crystals; pairs within 3.5 Å, as
-                qmof-gap is trained; needs X3MAT_DATA, and is measured only if asked for
+    qmof        one window, R = 8 Å, of each of as many QMOF crystals; pairs within 3.5 Å;
+                needs X3MAT_DATA, and is measured only if asked for
 
 Measured, each as the median of repeats after a warm-up, all in ms per window
     x3mat       forward, and forward + backward; operation by operation ("eager"), and on a GPU also

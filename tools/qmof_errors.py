@@ -136,7 +136,7 @@ def worst(test: pd.DataFrame) -> dict:
     return {
         "gaps_below_eV": math.ceil(10 * rows.label.max()) / 10, "odd": int(rows.odd.sum()),
         "too_high": int((rows.error > 0).sum()), "mae": round(rows["size"].mean(), 1),
-        "spread_below": (test.spread < rows.spread.median()).mean(),
+        "least_error_in_spreads": math.floor((rows["size"] / rows.spread).min()),
         "crystals": [
             {"name": name, "error_eV": round(row["size"]), "odd_electrons": bool(row.odd),
              "side": "too high" if row.error > 0 else "too low", "n_atoms": int(row.n_atoms),
