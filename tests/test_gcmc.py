@@ -112,7 +112,7 @@ def put(tables, chains, slot, kind, centre, axis):
 
 def energy_of(tables, chains, slot, pose):
     """Energy (K) of molecule `slot` with the framework and the molecules before it."""
-    return kernel.molecule_energy(tables, chains, 0, chains.kind[0, slot], pose, -1, 0, 1)
+    return kernel.molecule_energy(tables, chains, 0, chains.kind[0, slot], pose, -1, 0, 1, False)
 
 
 def sites_of(tables, chains, n):
@@ -383,6 +383,53 @@ def test_numbers_are_distributed_as_the_partition_function_says(
         assert error < 0.01
         assert (counts == i).sum() / inside.sum() == pytest.approx(
             p[i], abs=4 * math.hypot(error, p[i] * relative[i]) + 1e-3)
+
+
+def test_rough_energies_leave_no_trace_in_the_distribution():
+    """P(N) of CO2 by integrals of exact energies, in a cell so small that rough ones are bad."""
+    settings = replace(
+        SHORT, gases=("CO2",), charges="cif", cutoff=5.0, spacing=0.2, temperature=220.0,
+        cycles=8000, replicas=2, trials=8, moves=(0.2, 0.2, 0.2, 0.4, 0),
+    )  # fmt: skip
+    framework = replace(SOLVABLE, charges=np.zeros(1))
+    guests, most, activity = parts.make_guests(settings), 4, 0.5
+    system, _, tables, chains = prepared(settings, framework, direct=True)
+    beta, rng = 1 / 220.0, np.random.default_rng(5)
+    factors, apart = np.ones((15_000, most + 1)), []
+    for row in factors:
+        chains.n[0], chains.count[0], energy = 0, 0, 0.0
+        for slot in range(most):
+            pose = put(tables, chains, slot, 0, rng.random(3), rng.normal(size=3))
+            exact = energy_of(tables, chains, slot, pose)
+            rough = kernel.molecule_energy(tables, chains, 0, 0, pose, -1, 0, 1, True)
+            energy += exact
+            if slot == 1 and abs(exact) < 500:
+                apart.append(rough - exact)
+            row[slot + 1] = math.exp(-beta * energy)
+            if exact >= kernel.BIG:
+                row[slot + 1 :] = 0.0
+                break
+            chains.n[0], chains.count[0] = slot + 1, slot + 1
+    assert np.std(apart) * beta > 0.05
+    run = engine.Run([system], guests, [(0, settings)], "cpu", None)
+    run.tables = run.on_device = run.tables._replace(
+        log_activity=np.full((1, 1), math.log(activity)))
+    while run.cycles_left:
+        run.step()
+    counts = np.concatenate(run.records["counts"], 1)[..., 0]
+    weights = np.concatenate(run.records["weights"], 1)[..., 0, :].sum((0, 1))
+    n = np.arange(most + 1)
+    factor = [math.factorial(i) for i in n]
+    p = activity**n / factor * factors.mean(0)
+    error = activity**n / factor * factors.std(0) / math.sqrt(len(factors)) / p.sum()
+    p /= p.sum()
+    seen = counts <= most
+    assert seen.mean() > 0.9
+    for i in n:
+        found = 1.0 * (counts == i)
+        assert found.sum() / seen.sum() == pytest.approx(
+            p[i], abs=4 * math.hypot(error[i], engine.standard_error(found)) + 1e-3)
+    assert activity * weights[0] / weights[1] == pytest.approx(counts.mean(), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [kernel.SWAP, kernel.IDENTITY])

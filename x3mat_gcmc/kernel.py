@@ -43,6 +43,7 @@ THREADS = 64  # of a block, one for each node or voxel
 LANES = 4 if SIMULATED else 32  # threads that share a chain on CUDA
 REGISTERS = 0  # of a thread at most; 0: as many as the compiler likes
 SMALLEST_STEP, LARGEST_TURN = 0.02, 4.0  # Å; size of the vector added to a molecule's axis
+SELDOM = 8  # one insertion in so many tells how far its rough weight is off
 ORIENTATIONS = 16  # random placements per voxel when the insertion weights are made
 TRANSLATION, ROTATION, REINSERTION, SWAP, IDENTITY = range(5)
 
@@ -343,12 +344,17 @@ def host_energy(tables, s, k, pose):
 
 
 @scalar
-def pair_energy(tables, s, k, one, m, two, r2):
-    """Energy (K) of two molecules at the squared distance r2: nearest images, Ewald over all."""
-    limit = tables.coulomb_cutoff[s] if is_charged(tables) else tables.cutoff
-    far = limit + tables.reach[k] + tables.reach[m]
-    near, total = r2 < far * far, 0.0
-    if not near and not is_charged(tables):
+def pair_energy(tables, s, k, one, m, two, r2, roughly):
+    """Energy (K) of two molecules at the squared distance r2: nearest images, Ewald over all.
+
+    `roughly` takes Coulomb's law for Ewald's sum, while all sites are each other's nearest images.
+    """
+    limit, reach = tables.cutoff, tables.reach[k] + tables.reach[m]
+    if is_charged(tables):
+        limit = tables.coulomb_cutoff[s]
+    far, close = limit + reach, limit - reach
+    near, close, total = r2 < far * far, r2 < close * close, 0.0
+    if not near and (roughly or not is_charged(tables)):
         return 0.0
     for i in range(tables.n_sites[k]):
         for j in range(tables.n_sites[m]):
@@ -363,10 +369,13 @@ def pair_energy(tables, s, k, one, m, two, r2):
                 total += lennard_jones(tables.lj, t, u, r2)
             q = tables.site_charge[k, i] * tables.site_charge[m, j]
             if is_charged(tables) and q != 0.0:
-                total += q * spline(
-                    tables.pair, tables.pair_start[s], tables.pair_shape, s, x, y, z)
-                if r2 < limit * limit:
-                    total += COULOMB * q * screened(tables.alpha[s], r2)
+                if not roughly:
+                    total += q * spline(
+                        tables.pair, tables.pair_start[s], tables.pair_shape, s, x, y, z)
+                    if r2 < limit * limit:
+                        total += COULOMB * q * screened(tables.alpha[s], r2)
+                elif close:
+                    total += COULOMB * q / math.sqrt(greater(r2, CORE * CORE))
     return total
 
 
@@ -401,10 +410,10 @@ def pose_of(chains, c, j):
 
 
 @scalar
-def guests_energy(tables, chains, c, k, pose, skip, first, stride, limit):
+def guests_energy(tables, chains, c, k, pose, skip, first, stride, limit, roughly):
     """Energy (K) of a molecule with each `stride`-th other one whose centre is within `limit`.
 
-    BIG if it overlaps with one.
+    BIG if it overlaps with one. For `roughly` see `pair_energy`.
     """
     s, most, total = tables.system[chains.state[c]], OVERLAP / chains.beta[c], 0.0
     for j in range(first, chains.n[c], stride):
@@ -413,7 +422,8 @@ def guests_energy(tables, chains, c, k, pose, skip, first, stride, limit):
             pose[1] - chains.molecule[c, 1, j], pose[2] - chains.molecule[c, 2, j],
         )  # fmt: skip
         if r2 < limit * limit and j != skip:
-            energy = pair_energy(tables, s, k, pose, chains.kind[c, j], pose_of(chains, c, j), r2)
+            energy = pair_energy(
+                tables, s, k, pose, chains.kind[c, j], pose_of(chains, c, j), r2, roughly)
             if energy > most:
                 return BIG
             total += energy
@@ -478,14 +488,17 @@ def find_free(tables, chains, c, s, skip, lane, lanes):
 
 
 @scalar
-def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
-    """Energy (K) of a molecule with everything but molecule `skip`; BIG if it overlaps."""
+def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes, roughly):
+    """Energy (K) of a molecule with everything but molecule `skip`; BIG if it overlaps.
+
+    For `roughly` see `pair_energy`.
+    """
     s = tables.system[chains.state[c]]
     total = host_energy(tables, s, k, pose)
     if total * chains.beta[c] > OVERLAP:
         return BIG
     chains.scratch[c, lane] = guests_energy(
-        tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG))
+        tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG), roughly)
     barrier()
     for i in range(lanes):
         total += chains.scratch[c, i]
@@ -595,10 +608,10 @@ def trial(tables, s, start, k, pose, kind, kept, base, i):
 def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     """One of the trials for a molecule of species k, and ln(W / w b) + its -U / k_B T.
 
-    Trial i has the weight w = exp(-V / k_B T) / b, with V its energy with the framework and with
-    molecules near by, b its `bias`; W is the mean weight, and one trial is chosen in proportion to
-    w. If `kept`, the first trial is `pose` itself, and chosen. The second value is -BIG where all
-    trials overlap; the third is the energy U of the chosen one.
+    Trial i has the weight w = exp(-V / k_B T) / b, with V its rough energy with the framework and
+    with molecules near by, b its `bias`; W is the mean weight, and one trial is chosen in
+    proportion to w. If `kept`, the first trial is `pose` itself, and chosen. The second value is
+    -BIG where all trials overlap; the third is the rough energy U of the chosen one.
     """
     p = chains.state[c]
     s, beta, start = tables.system[p], chains.beta[c], tables.cdf_start[p, k]
@@ -618,7 +631,9 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     for i in range(trials):
         if places[c, i, 7] < BIG:
             chains.partial[c, i, lane] = guests_energy(
-                tables, chains, c, k, place_of(chains, c, i), skip, lane, lanes, tables.inner)
+                tables, chains, c, k, place_of(chains, c, i), skip, lane, lanes, tables.inner,
+                True,
+            )  # fmt: skip
     barrier()
     for i in range(lane, trials, lanes):
         energy, weight = places[c, i, 7], 0.0
@@ -640,7 +655,7 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     barrier()
     if weight <= 0.0:
         return pose, -BIG, 0.0
-    energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes)
+    energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes, True)
     if energy >= BIG:
         return pose, -BIG, 0.0
     return pose, math.log(total / (trials * weight * b)) - beta * energy, energy
@@ -688,6 +703,13 @@ def move(tables, chains, c, row, lane, lanes):
     and the reverse set with the old pose j have the probability density
     exp(-U_s) g(i) prod g(others) w_i / (n W), with g = b / V; its ratio to that of the reverse is
     what the formulas above cancel. The weights w may therefore leave out distant molecules.
+
+    With charges a move is judged twice (delayed acceptance; J. A. Christen and C. Fox, J. Comput.
+    Graph. Stat. 14, 795 (2005), doi:10.1198/106186005X76983), since Ewald sums take long and most
+    moves are rejected: first with the rough energies of `pair_energy` in the place of U, and what
+    is accepted then with min(1, exp(-(change of U - rough change of U) / k_B T)). The ratio of the
+    probabilities of a move and its reverse is the product of both, that is, the one above. R is
+    averaged from rough energies, too, plus the mean difference in one of SELDOM insertions.
     """
     p = chains.state[c]
     s, beta, species, n = tables.system[p], chains.beta[c], tables.n_sites.size, chains.n[c]
@@ -731,7 +753,7 @@ def move(tables, chains, c, row, lane, lanes):
             place = turned(tables, s, pose, size, uniform(base, 4), uniform(base, 5))
         for side in range(2):  # new and old
             energy = molecule_energy(
-                tables, chains, c, k, place if side == 0 else pose, old, lane, lanes)
+                tables, chains, c, k, place if side == 0 else pose, old, lane, lanes, True)
             if energy >= BIG:
                 return
             change += energy if side == 0 else -energy
@@ -746,9 +768,14 @@ def move(tables, chains, c, row, lane, lanes):
                 tables, chains, c, species_here, pose, kind, old, leaves,
                 mixed(base + _GAMMA) if leaves else mixed(base), lane, lanes,
             )  # fmt: skip
-            if kind == SWAP and not leaves and lane == 0:
-                chains.weights[c, row, m, 0] += math.exp(log_weight)
-                chains.weights[c, row, m, 1] += 1
+            if kind == SWAP and not leaves:
+                weight = math.exp(log_weight)
+                if is_charged(tables) and weight > 0.0 and uniform(base, 9) * SELDOM < 1.0:
+                    exact = molecule_energy(tables, chains, c, m, chosen, old, lane, lanes, False)
+                    weight += SELDOM * (math.exp(log_weight + beta * (energy - exact)) - weight)
+                if lane == 0:
+                    chains.weights[c, row, m, 0] += weight
+                    chains.weights[c, row, m, 1] += 1
             if log_weight <= -BIG:
                 return
             if kind != REINSERTION:
@@ -760,7 +787,20 @@ def move(tables, chains, c, row, lane, lanes):
             if not leaves:
                 place = chosen
     barrier()
-    if lane > 0 or math.log(uniform(base, 7)) >= log_ratio:
+    if math.log(uniform(base, 7)) >= log_ratio:
+        return
+    if is_charged(tables):
+        exact = 0.0
+        if new:
+            exact = molecule_energy(tables, chains, c, m, place, old, lane, lanes, False)
+            if exact >= BIG:
+                return
+        if old >= 0:
+            exact -= molecule_energy(tables, chains, c, k, pose, old, lane, lanes, False)
+        if math.log(uniform(base, 8)) >= beta * (change - exact):
+            return
+        change = exact
+    if lane > 0:
         return
     chains.tally[c, 1, kind] += 1
     chains.energy[c] += change
