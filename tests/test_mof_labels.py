@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -153,6 +154,16 @@ def test_a_mixture_has_columns_of_each_gas_and_predicted_charges(made, monkeypat
 def test_a_pass_that_does_not_exist_is_refused(made, capsys):
     assert mof_labels.main(["run", "mof-co2n2", "--runs", str(made), "--pass", "2"]) == 1
     assert "there is no such pass" in capsys.readouterr().err
+
+
+def test_a_batch_is_as_large_as_time_allows():
+    assert mof_labels.in_time([], 100) == math.inf
+    assert mof_labels.in_time([(10, 5.0)], math.inf) == math.inf
+    assert mof_labels.in_time([(10, 5.0)], 0) == 0
+    assert mof_labels.in_time([(10, 5.0)], 100) == 180
+    took = [(100, 60 + 100 * 0.05), (1000, 60 + 1000 * 0.05)]  # s, of its own and for each
+    assert mof_labels.in_time(took, 200) == pytest.approx((180 - 60) / 0.05, rel=0.01)
+    assert mof_labels.in_time(took, 60) == 0
 
 
 def test_target_is_of_error_and_of_gap():

@@ -41,6 +41,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -172,6 +173,24 @@ def compile_chains(settings: GCMCSettings, device: str) -> None:
     engine.Run([system], guests, [(0, short)], device, None, cdfs).step()
 
 
+def in_time(known: Sequence[tuple[int, float]], left: float) -> float:
+    """How many crystals a batch may have to end in `left` seconds, by what earlier ones took.
+
+    A launch takes a time of its own, that of its slowest chain, and some for each crystal; of one
+    batch the two cannot be told apart. A tenth of the time is kept for what is not known.
+    """
+    if left <= 0:
+        return 0
+    if math.isinf(left) or not known:
+        return math.inf
+    (n, took), own = known[-1], 0.0
+    for m, other in known[:-1]:
+        if m < n:
+            own = max(0.0, (other * n - took * m) / (n - m))
+    rate = max(took - own, 1e-3) / n
+    return max(0, int((0.9 * left - own) / rate))
+
+
 def simulate(
     frameworks: Sequence[Framework], settings: GCMCSettings, *, insertions: bool, device: str,
     batch: int, seconds: float, workers: int,
@@ -180,7 +199,7 @@ def simulate(
 
     The grids of the next batch are made by `workers` processes, each with a CUDA context of its own
     where there is a device, while the chains of this one run. `seconds` from now all shall be done:
-    the last batch is made smaller, judged by the time of the one before.
+    the first batch is small, to learn how long they take, and the last one as large as time allows.
     """
     start = time.perf_counter()
     if settings.charges == "cif":  # imported once for all processes
@@ -193,16 +212,16 @@ def simulate(
         def submit(part: Sequence[Framework]) -> list:
             return [(f, pool.apply_async(prepare, (f, settings, device))) for f in part]
 
-        at, took, waiting = batch, 0.0, submit(frameworks[:batch])
+        at = batch if math.isinf(seconds) else max(1, batch // 8)
+        waiting, known = submit(frameworks[:at]), []
         compile_chains(settings, device)
         compiled = time.perf_counter() - start
         while waiting:
             begun = time.perf_counter()
-            left = start + seconds - begun
-            if left < max(took, 1.0):
-                waiting = waiting[: int(0.85 * batch * max(left, 0.0) / max(took, 1.0))]
-                at = len(frameworks)
-                if len(waiting) < batch / 8:
+            allowed = in_time(known, start + seconds - begun)
+            if allowed < len(waiting):
+                waiting, at = waiting[:allowed], len(frameworks)
+                if len(waiting) < batch / 16:
                     break
             rows, ready = [], []
             for framework, job in waiting:
@@ -212,6 +231,7 @@ def simulate(
                                  "failed": made.cause})  # fmt: skip
                 else:
                     ready.append((framework, *made))
+            size = len(waiting)
             waiting, at = submit(frameworks[at : at + batch]), at + batch
             times = [begun, time.perf_counter()]
             record = {"crystals": len(rows) + len(ready), "device": device, "moves": 0}
@@ -232,6 +252,7 @@ def simulate(
                 record["moves"] = int(run.chains.moves.sum())
             times.append(time.perf_counter())
             took = times[-1] - begun
+            known.append((size, took))
             names = ("waited_for_grids_s", "tables_s", "chains_s", "averages_s")
             record |= dict(zip(names, np.diff(times).round(3).tolist(), strict=False))
             command = [re.sub(r".*/", "", part) for part in sys.argv[1:]]  # without folders
