@@ -15,11 +15,12 @@ read from the folder that X3MAT_DATA names. The references of n2-77k are made by
 check runs, one process for each crystal; the means of their quarters tell whether they still drift.
 
 Which files are of which engine: zeolite-n2-all, co2-n2-long and zeolite-n2-cuda were written with
-insertions of one trial and chains that started empty and cold; argon and co2-n2-all with biased
-insertions, but cycles that had no upper bound (now 400 moves); co2-n2-all lacks the means of its
-chains; zeolite-n2, n2-77k and mof-n2 are of the present engine. The file zeolite-n2-cuda is of
-commit 9ce56f8, from outside a checkout of it: it lacks the equilibrated flags, what its provenance
-calls git is another commit, and it compares with labels of before that commit.
+insertions of one trial and chains that started empty and cold; argon with biased insertions, but
+cycles that had no upper bound (now 400 moves); co2-n2-predicted and zeolite-n2 before moves with
+charges were judged twice; co2-n2-all, mfi-ch4, mfi-co2, n2-77k and mof-n2 are of the present
+engine. The file zeolite-n2-cuda is of commit 9ce56f8, from outside a checkout of it: it lacks the
+equilibrated flags, what its provenance calls git is another commit, and it compares with labels of
+before that commit.
 
 examples:
   python tools/gcmc_checks.py zeolite-n2
