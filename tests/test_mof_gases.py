@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pytest
+
+pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[labels]")
+
+import published_uptakes
 
 from x3mat import results
 from x3mat.applications import application
@@ -57,3 +62,31 @@ def test_labels_are_read(name):
     assert {*app.folds()[0].train, *app.folds()[0].rest} <= set(table.index)
     assert (table >= 0).all().all()
     assert table.max().max() < 50  # mol/kg
+
+
+def test_published_nitrogen_is_that_of_no_charges():
+    found = results.read("gcmc/published-n2.json")
+    charged, bare = (found["against_published"][kind] for kind in ("predicted", "none"))
+    for part in (charged, bare, found["predicted_against_none"]):
+        assert np.array(part["counts"])[:, 2].sum() == found["n"]
+        assert not {"name", "reference", "published"} & set(part)
+    assert found["n"] > 50
+    assert abs(bare["median_ratio"] - 1) < 0.06 < 0.1 < charged["median_ratio"] - 1
+    assert bare["n_within_10_percent"] > 0.8 * found["n"]
+    assert charged["n_within_10_percent"] < 0.3 * found["n"]
+    assert bare["pearson_of_logarithms"] > charged["pearson_of_logarithms"]
+    assert bare["mae"] < charged["mae"]
+
+
+def test_agreement_counts_pairs():
+    x, y = np.array([1.0, 2.0, 0.5, 20.0]), np.array([1.05, 1.0, 0.5, 9.0])
+    found = published_uptakes.agreement(x, y)
+    assert found["n_within_10_percent"] == 2
+    assert found["mean_difference"] == pytest.approx((x - y).mean())
+    assert found["median_ratio"] == pytest.approx(np.exp(np.median(np.log(x / y))))
+    rows = found["counts"]
+    assert rows[:, 2].sum() == 4
+    edges = published_uptakes.EDGES
+    i, j, _ = rows[rows[:, 0].argmin()]
+    assert edges[i] <= 0.5 <= edges[i + 1]
+    assert edges[j] <= 0.5 <= edges[j + 1]
