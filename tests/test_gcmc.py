@@ -389,13 +389,13 @@ def test_rough_energies_leave_no_trace_in_the_distribution():
     """P(N) of CO2 by integrals of exact energies, in a cell so small that rough ones are bad."""
     settings = replace(
         SHORT, gases=("CO2",), charges="cif", cutoff=5.0, spacing=0.2, temperature=220.0,
-        cycles=8000, replicas=2, trials=8, moves=(0.2, 0.2, 0.2, 0.4, 0),
+        cycles=5000, replicas=2, trials=8, moves=(0.2, 0.2, 0.2, 0.4, 0),
     )  # fmt: skip
     framework = replace(SOLVABLE, charges=np.zeros(1))
     guests, most, activity = parts.make_guests(settings), 4, 0.5
     system, _, tables, chains = prepared(settings, framework, direct=True)
     beta, rng = 1 / 220.0, np.random.default_rng(5)
-    factors, apart = np.ones((15_000, most + 1)), []
+    factors, apart = np.ones((8_000, most + 1)), []
     for row in factors:
         chains.n[0], chains.count[0], energy = 0, 0, 0.0
         for slot in range(most):
