@@ -138,7 +138,7 @@ class Chains(NamedTuple):
     density: np.ndarray  # uint32, histograms of centres on voxels, by species
 
 
-def scalar(function, inline=True):
+def scalar(function):
     """Compile a function for cores and note it for CUDA."""
     _SCALARS.append(function.__name__)
     if SIMULATED:
@@ -146,7 +146,7 @@ def scalar(function, inline=True):
     # Without _nrt=False every call would count references to some fifty arrays, which costs more
     # than an energy; nothing is allocated here.
     return njit(
-        cache=True, nogil=True, forceinline=inline, error_model="numpy", _nrt=False,
+        cache=True, nogil=True, forceinline=True, error_model="numpy", _nrt=False,
         fastmath={"contract", "arcp", "nsz"},
     )(function)  # fmt: skip
 
@@ -487,7 +487,7 @@ def find_free(tables, chains, c, s, skip, lane, lanes):
         barrier()
 
 
-@functools.partial(scalar, inline=False)  # it is called from five places, and long
+@scalar
 def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes, roughly):
     """Energy (K) of a molecule with everything but molecule `skip`; BIG if it overlaps.
 
