@@ -17,8 +17,8 @@ mean of all; of two chains its error is at least half the gap between them.
 At 77 K every other chain starts from the filled framework. The gap between the starts is no bound:
 where pores are full, short chains stay below long ones from either start. How far is in
 data/results/mof-n2/longer.json (tools/mof_n2_errors.py --longer). At 298 K all chains start from
-the empty framework: to fill it takes long, and the 20 MOFs of data/results/gcmc/co2-n2-all.json
-come out the same from both.
+the empty framework: to fill it takes long, and CO2 in the 20 MOFs of
+data/results/gcmc/co2-n2-all.json differs by less than 5 % between the starts.
 
 Steps, each resumable: `run` appends a line for each finished crystal to rows.jsonl below --runs and
 leaves out the lines that are there; `table` makes labels.csv in the data set's folder and the
@@ -91,10 +91,14 @@ UNITS = "mol_per_kg", "error_mol_per_kg", "g_per_L", "mg_per_g", "molecules_per_
 FLAGS = "equilibrated", "pass"
 
 
+def fronts(gases: Sequence[str]) -> dict[str, str]:
+    """What stands in front of a gas's columns and keys: its name where there are several."""
+    return {gas: f"{gas.lower()}_" * (len(gases) > 1) for gas in gases}
+
+
 def columns(gases: Sequence[str]) -> list[str]:
-    """Of the table of labels; of several gases each has its own, with its name in front."""
-    fronts = [""] if len(gases) == 1 else [f"{gas.lower()}_" for gas in gases]
-    return ["name", *(front + unit for front in fronts for unit in UNITS), *FLAGS]
+    """Of the table of labels."""
+    return ["name", *(front + unit for front in fronts(gases).values() for unit in UNITS), *FLAGS]
 
 
 def settings_hash(settings: GCMCSettings) -> str:
@@ -301,7 +305,7 @@ def run(args: argparse.Namespace) -> int:
     kernel.REGISTERS = args.registers
     file = args.runs / "rows.jsonl"
     plan = PLANS[args.data_set]
-    if args.number >= len(plan.passes):
+    if not 0 <= args.number < len(plan.passes):
         raise DataError(f"--pass {args.number}", "there is no such pass",
                         f"The last one of {args.data_set} is {len(plan.passes) - 1}.")  # fmt: skip
     changes = {k: getattr(args, k) for k in ("cycles", "equilibration", "trials", "replicas")}
@@ -365,14 +369,14 @@ def summary(rows: Sequence[dict], gap: float) -> dict:
     """How well the chains of some rows agree, and how precise their means are, by gas."""
     out = {"n": len(rows), "n_equilibrated": sum(not r["warnings"] for r in rows),
            "n_within_target": sum(is_reached(r, gap) for r in rows)}  # fmt: skip
-    for gas in rows[0]["loadings"] if rows else ():
-        all_of_it = [r["loadings"][gas] for r in rows]
-        full = [x for x in all_of_it if x["molecules_per_cell"] >= FEW]
-        gaps = np.array([x["gap"] for x in full])
-        errors = np.array([x["error"] / x["molecules_per_cell"] for x in full])
-        out[gas] = {"n_without_uptake": len(all_of_it) - len(full)}
+    for gas, front in fronts(list(rows[0]["loadings"]) if rows else []).items():
+        every = [r["loadings"][gas] for r in rows]
+        full = [x for x in every if x["molecules_per_cell"] >= FEW]
+        found: dict = {"n_without_uptake": len(every) - len(full)}
         if full:
-            out[gas] |= {
+            gaps = np.array([x["gap"] for x in full])
+            errors = np.array([x["error"] / x["molecules_per_cell"] for x in full])
+            found |= {
                 "median_gap": np.median(gaps), "median_abs_gap": np.median(np.abs(gaps)),
                 "abs_gap_percentiles_75_90_99": np.percentile(np.abs(gaps), [75, 90, 99]),
                 "n_gap_within_2_percent": int((np.abs(gaps) <= 0.02).sum()),
@@ -380,6 +384,7 @@ def summary(rows: Sequence[dict], gap: float) -> dict:
                 "median_relative_error": np.median(errors),
                 "n_error_within_2_percent": int((errors <= 0.02).sum()),
             }  # fmt: skip
+        out |= {front + key: value for key, value in found.items()}
     return out
 
 
@@ -455,7 +460,7 @@ def main(arguments: list[str] | None = None) -> int:
     step.set_defaults(function=run)
     _add_data_set(step)
     step.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    step.add_argument("--pass", dest="number", type=int, default=0, choices=range(3))
+    step.add_argument("--pass", dest="number", type=int, default=0, help="from 0 (default)")
     step.add_argument("--limit", type=int, default=0, help="first so many crystals, 0: all")
     step.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     step.add_argument("--packed", type=Path, help="crystals from such a file")
