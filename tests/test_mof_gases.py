@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import pytest
-
-pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[labels]")
-
 import published_uptakes
+import pytest
 
 from x3mat import results
 from x3mat.applications import application
