@@ -758,11 +758,10 @@ def summarize(application: Application) -> dict:
 
     With folds each crystal is in the rest of one, so each seed predicts every crystal once, by a
     model that never saw it. An application of one split (``drawn``) is tested on the second half
-    of its rest; where the same was done on other splits, their errors stand under
-    ``other_splits``; of several outputs each has its errors under ``outputs``, and ``test_mae`` is
-    their mean. Errors are against the labels as they stand now. ``test_mae`` and
-    ``test_r2`` are means over seeds; the interval is the 2.5-97.5 % range of ``test_mae`` over
-    10,000 bootstrap samples of the crystals.
+    of its rest; errors on other splits stand under ``other_splits``. Of several outputs each has
+    its scores under ``outputs``, and the others are their means. Errors are against the labels as
+    they stand now. ``test_mae`` and ``test_r2`` are means over seeds; the interval is the 2.5-97.5
+    % range of ``test_mae`` over 10,000 bootstrap samples of the crystals.
     """
     folder = paths.results(application.name)
     records = [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("fold*.json"))]
@@ -790,18 +789,18 @@ def summarize(application: Application) -> dict:
         raise DataError(application.name, "no seed has runs of all folds",
                         f"run x3mat train {application.name} for the missing folds")
     rows = rows[rows.seed.isin(seeds)]
-    scores, shown = zip(*(_scores(part) for _, part in rows.groupby("output", sort=False)),
-                        strict=True)
+    scores, shown, errors = zip(
+        *(_scores(part) for _, part in rows.groupby("output", sort=False)), strict=True)
     hidden = ["label"] * bool(application.source)  # labels of others are not written down
     shown = pd.concat(shown).drop(columns=hidden + ["output"] * (len(scores) == 1))
     shown.round(4).to_csv(folder / "predictions.csv")
-    outputs = dict(zip(application.columns, scores, strict=True))
     used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
     summary = {
         "application": application.name, "property": application.property,
         "conditions": application.conditions, "unit": application.unit,
-        **(scores[0] if len(scores) == 1 else
-           {"test_mae": float(rows.error.mean()), "outputs": outputs}),
+        **{key: np.mean([score[key] for score in scores], 0).tolist() for key in scores[0]},
+        "interval": _interval(np.mean(errors, 0)),
+        "outputs": dict(zip(application.columns, scores, strict=True)),
         "test_mae_of_each_fold": rows.groupby("fold").error.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
         "n_test": rows.name.nunique(), "folds": wanted, "seeds": seeds, "n_seeds": len(seeds),
@@ -814,21 +813,24 @@ def summarize(application: Application) -> dict:
         command=f"x3mat train {application.name} --summarize"))
 
 
-def _scores(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
-    """Errors of one output, and the mean over seeds for each crystal."""
+def _interval(errors: np.ndarray) -> list[float]:
+    draws = np.random.default_rng(0).integers(len(errors), size=(10_000, len(errors)))
+    return np.quantile(errors[draws].mean(1), [0.025, 0.975]).tolist()
+
+
+def _scores(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame, np.ndarray]:
+    """Scores of one output; of each crystal the mean over seeds and the mean error."""
     wide = rows.pivot(index="name", columns="seed", values="predicted")
     label = rows.groupby("name").label.first()
     deviation, variation = wide.sub(label, axis=0), ((label - label.mean()) ** 2).sum()
     errors = deviation.abs().to_numpy()  # (crystals, seeds)
-    rng = np.random.default_rng(0)
-    draws = errors.mean(1)[rng.integers(len(errors), size=(10_000, len(errors)))].mean(1)
     together = wide.mean(axis=1)
     return {
         "test_mae": float(errors.mean()),
         "test_r2": float((1 - (deviation**2).sum() / variation).mean()),
         "test_mae_of_each_seed": errors.mean(0).tolist(),
-        "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
+        "interval": _interval(errors.mean(1)),
         "mae_of_mean_over_seeds": float((together - label).abs().mean()),
         "r2_of_mean_over_seeds": float(1 - ((together - label) ** 2).sum() / variation),
     }, pd.DataFrame({"output": rows.output.iloc[0], "label": label, "predicted": together,
-                     "spread": wide.std(axis=1)})
+                     "spread": wide.std(axis=1)}), errors.mean(1)
