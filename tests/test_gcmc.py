@@ -97,7 +97,8 @@ def prepared(settings, framework=CAGE, *, direct):
     if not direct:
         parts.make_grids(system, guests, settings, "cpu")
     tables = parts.make_tables([system], guests, [(0, settings)], direct=direct)
-    chains = parts.empty_chains([0], [7], len(settings.gases), 1, 12, settings.trials)
+    chains = parts.empty_chains(
+        [0], [7], len(settings.gases), 1, 12, settings.trials, (), [len(system.coefficients)])
     chains.beta[:] = tables.beta
     return system, guests, tables, chains
 
@@ -112,7 +113,17 @@ def put(tables, chains, slot, kind, centre, axis):
 
 def energy_of(tables, chains, slot, pose):
     """Energy (K) of molecule `slot` with the framework and the molecules before it."""
-    return kernel.molecule_energy(tables, chains, 0, chains.kind[0, slot], pose, -1, 0, 1, False)
+    kind = chains.kind[0, slot]
+    return kernel.energy_change(tables, chains, 0, True, kind, pose, -1, kind, pose, 0, 1)
+
+
+def add(tables, chains, slot, pose):
+    """Count molecule `slot`, which is already put, with its structure factors."""
+    kind = chains.kind[0, slot]
+    kernel.waves_change(tables, chains, 0, True, kind, pose, False, kind, pose, 0, 1)
+    chains.side[0] = 1 - chains.side[0]
+    chains.count[0, kind] += 1
+    chains.n[0] = slot + 1
 
 
 def sites_of(tables, chains, n):
@@ -132,8 +143,7 @@ def filled(kernel, tables, chains, number):
         energy = energy_of(tables, chains, slot, pose)
         if energy < 1500:
             total += energy
-            chains.count[0, kind] += 1
-            chains.n[0] += 1
+            add(tables, chains, slot, pose)
     return total
 
 
@@ -221,7 +231,7 @@ def test_energies_are_those_of_raspa(charges, tolerance):
             centre = site[1] @ np.linalg.inv(cell)
             pose = put(tables, chains, slot, 0, centre, site[0] - site[1])
             energy += energy_of(tables, chains, slot, pose)
-            chains.n[0] += 1
+            add(tables, chains, slot, pose)
         return energy, system, np.tile(guests.site_charge[0], (len(sites), 1))
 
     for sites, expected in zip(frames, found["energies"], strict=True):
@@ -397,11 +407,11 @@ def test_rough_energies_leave_no_trace_in_the_distribution():
     beta, rng = 1 / 220.0, np.random.default_rng(5)
     factors, apart = np.ones((8_000, most + 1)), []
     for row in factors:
-        chains.n[0], chains.count[0], energy = 0, 0, 0.0
+        chains.n[0], chains.count[0], chains.structure[:], energy = 0, 0, 0.0, 0.0
         for slot in range(most):
             pose = put(tables, chains, slot, 0, rng.random(3), rng.normal(size=3))
             exact = energy_of(tables, chains, slot, pose)
-            rough = kernel.molecule_energy(tables, chains, 0, 0, pose, -1, 0, 1, True)
+            rough = kernel.molecule_energy(tables, chains, 0, 0, pose, -1, 0, 1)
             energy += exact
             if slot == 1 and abs(exact) < 500:
                 apart.append(rough - exact)
@@ -409,7 +419,7 @@ def test_rough_energies_leave_no_trace_in_the_distribution():
             if exact >= kernel.BIG:
                 row[slot + 1 :] = 0.0
                 break
-            chains.n[0], chains.count[0] = slot + 1, slot + 1
+            add(tables, chains, slot, pose)
     assert np.std(apart) * beta > 0.05
     run = engine.Run([system], guests, [(0, settings)], "cpu", None)
     run.tables = run.on_device = run.tables._replace(
@@ -478,12 +488,15 @@ def test_running_energy_is_the_energy():
         run.step()
     chains, n = run.chains, int(run.chains.n[0])
     assert n > 2
-    total = 0.0
-    for slot in range(n):
-        chains.n[0] = slot
-        total += energy_of(run.tables, chains, slot, kernel.pose_of(chains, 0, slot))
-    assert chains.energy[0] == pytest.approx(total, rel=1e-6)
     assert chains.count[0].sum() == n
+    structure, total = chains.structure[chains.side[0]].copy(), 0.0
+    chains.structure[:], chains.count[:] = 0.0, 0
+    for slot in range(n):
+        chains.n[0], pose = slot, kernel.pose_of(chains, 0, slot)
+        total += energy_of(run.tables, chains, slot, pose)
+        add(run.tables, chains, slot, pose)
+    assert chains.energy[0] == pytest.approx(total, rel=1e-9)
+    np.testing.assert_allclose(structure, chains.structure[chains.side[0]], rtol=0, atol=1e-10)
 
 
 def test_result_does_not_depend_on_the_batch():
@@ -764,7 +777,7 @@ TINY = Framework(7.0 * np.eye(3), np.array([14, 8]), np.array([[0, 0, 0], [0.3, 
 
 def tiny_run(device):
     """A few moves of charged molecules, small enough to be interpreted; sets module constants."""
-    parts.VOXEL, parts.PAIR_SPACING = 2.0, 0.3
+    parts.VOXEL = 2.0
     settings = replace(
         SHORT, gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", cutoff=5.0, spacing=0.6,
         equilibration=1, cycles=10, replicas=2, pressure=2e6,
@@ -775,8 +788,7 @@ def tiny_run(device):
 
 def test_cuda_kernels_in_the_simulator_give_the_same_chain(monkeypatch):
     """The kernels as numba's simulator interprets them, thread by thread, against compiled code."""
-    for name in ("VOXEL", "PAIR_SPACING"):
-        monkeypatch.setattr(parts, name, getattr(parts, name))
+    monkeypatch.setattr(parts, "VOXEL", parts.VOXEL)
     expected = tiny_run("cpu")
     code = "import json, test_gcmc; print(json.dumps(test_gcmc.tiny_run('cuda')))"
     done = subprocess.run(

@@ -6,8 +6,8 @@ once (`kernel`) → loadings with errors, heats of adsorption, densities.
 
 Model: Lennard-Jones with Lorentz-Berthelot rules, truncated at the cutoff; point charges with
 Ewald summation. The framework's energy of a guest site depends on its place in the unit cell alone
-and is interpolated on a grid with cubic B-splines; guests interact directly,
-with the smooth reciprocal part of the Ewald pair potential from a table over the simulated cell.
+and is interpolated on a grid with cubic B-splines; guests interact directly, and in reciprocal
+space by the structure factors that each chain keeps.
 A chain depends on seed, framework and state only, not on what runs beside it.
 
 Limits
@@ -240,6 +240,7 @@ class Run:
         self.chains = empty_chains(
             state, keys, species, CYCLES_PER_LAUNCH, 64, settings.trials,
             cells if settings.density else (),
+            [len(systems[states[p][0]].coefficients) for p in state],
         )
         odd = np.arange(len(state)) % settings.replicas % 2
         self.full = {"empty": 0 * odd, "full": 0 * odd + 1, "both": odd}[settings.start]

@@ -93,10 +93,14 @@ class Tables(NamedTuple):
     reach: np.ndarray  # (K,) greatest |z|, Å
     coulomb_cutoff: np.ndarray  # (S,) Å, half of the simulated cell's least width
     alpha: np.ndarray  # (S,) 1/Å
-    pair: np.ndarray  # float32; reciprocal part of the Ewald pair potential over the cell, K
-    pair_shape: np.ndarray  # (S, 3)
-    pair_start: np.ndarray  # (S,)
-    constant: np.ndarray  # (S, K) K; tail with the framework, Ewald self and exclusion terms
+    # and the waves of their Ewald sum, one of k and -k, in lines along an axis, the longest first
+    line_start: np.ndarray  # (S + 1,)
+    line_axis: np.ndarray  # (S,)
+    lines: np.ndarray  # (L, 5) h, k, l of the first wave, number of waves, the first one's place
+    coefficient_start: np.ndarray  # (S,)
+    coefficients: np.ndarray  # K; of |structure factor|²
+    constant: np.ndarray  # (S, K) K; tail with the framework
+    own: np.ndarray  # (S, K) K; Ewald self and exclusion terms
     tail: np.ndarray  # (S, K, K) K; tail correction of a pair
     # states
     system: np.ndarray  # (P,)
@@ -136,6 +140,9 @@ class Chains(NamedTuple):
     weights: np.ndarray  # (C, R, K, 2) sum of the weights of insertions, and their number
     density_start: np.ndarray  # (C,) -1: none
     density: np.ndarray  # uint32, histograms of centres on voxels, by species
+    structure_start: np.ndarray  # (C,)
+    structure: np.ndarray  # (2, , 2) structure factors of the guests, real and imaginary parts,
+    side: np.ndarray  # (C,) now, and on the other side those that the latest trial would bring
 
 
 def scalar(function):
@@ -345,58 +352,120 @@ def host_energy(tables, s, k, pose):
 
 @scalar
 def pair_energy(tables, s, k, one, m, two, r2, roughly):
-    """Energy (K) of two molecules at the squared distance r2: nearest images, Ewald over all.
+    """Energy (K) of two molecules at the squared distance r2: nearest images within the cutoffs.
 
-    `roughly` takes Coulomb's law for Ewald's sum, while all sites are each other's nearest images.
+    Of Ewald's sum the part in real space; `roughly` takes Coulomb's law for all of it, while all
+    sites are each other's nearest images.
     """
     limit, reach = tables.cutoff, tables.reach[k] + tables.reach[m]
     if is_charged(tables):
         limit = tables.coulomb_cutoff[s]
-    far, close = limit + reach, limit - reach
-    near, close, total = r2 < far * far, r2 < close * close, 0.0
-    if not near and (roughly or not is_charged(tables)):
+    far, close, total = limit + reach, limit - reach, 0.0
+    if r2 >= far * far:
         return 0.0
+    close = r2 < close * close
     for i in range(tables.n_sites[k]):
         for j in range(tables.n_sites[m]):
-            v, w = tables.site_z[k, i], tables.site_z[m, j]
-            x = one[0] - two[0] + v * one[3] - w * two[3]
-            y = one[1] - two[1] + v * one[4] - w * two[4]
-            z = one[2] - two[2] + v * one[5] - w * two[5]
             if far > limit:  # sites lie beside the centres
-                r2 = distance2(tables.cell, s, x, y, z) if near else BIG
+                v, w = tables.site_z[k, i], tables.site_z[m, j]
+                r2 = distance2(
+                    tables.cell, s, one[0] - two[0] + v * one[3] - w * two[3],
+                    one[1] - two[1] + v * one[4] - w * two[4],
+                    one[2] - two[2] + v * one[5] - w * two[5],
+                )  # fmt: skip
             if r2 < tables.cutoff * tables.cutoff:
                 t, u = tables.site_type[k, i], tables.site_type[m, j]
                 total += lennard_jones(tables.lj, t, u, r2)
             q = tables.site_charge[k, i] * tables.site_charge[m, j]
             if is_charged(tables) and q != 0.0:
-                if not roughly:
-                    total += q * spline(
-                        tables.pair, tables.pair_start[s], tables.pair_shape, s, x, y, z)
-                    if r2 < limit * limit:
-                        total += COULOMB * q * screened(tables.alpha[s], r2)
-                elif close:
-                    total += COULOMB * q / math.sqrt(greater(r2, CORE * CORE))
+                if roughly:
+                    if close:
+                        total += COULOMB * q / math.sqrt(greater(r2, CORE * CORE))
+                elif r2 < limit * limit:
+                    total += COULOMB * q * screened(tables.alpha[s], r2)
     return total
 
 
 @scalar
-def own_energy(tables, chains, s, c, k, pose, skip):
-    """Energy (K) of a molecule with its own images (Ewald), by its constants and by tails."""
+def tail_energy(tables, chains, s, c, k, skip):
+    """Energy (K) of a molecule by tails, with the framework and with all but molecule `skip`."""
     total = tables.constant[s, k] + 0.5 * tables.tail[s, k, k]
     for m in range(tables.n_sites.size):
         total += tables.tail[s, k, m] * chains.count[c, m]
     if skip >= 0:
         total -= tables.tail[s, k, chains.kind[c, skip]]
-    if is_charged(tables):
-        for i in range(tables.n_sites[k]):
-            for j in range(i):
-                q = tables.site_charge[k, i] * tables.site_charge[k, j]
-                z = tables.site_z[k, i] - tables.site_z[k, j]
-                if q != 0.0:
-                    total += q * spline(
-                        tables.pair, tables.pair_start[s], tables.pair_shape, s,
-                        z * pose[3], z * pose[4], z * pose[5],
-                    )  # fmt: skip
+    return total
+
+
+@scalar
+def phase(x):
+    """exp(2 pi i x), real and imaginary part, to 1e-11: Taylor series over a quarter of a turn."""
+    x -= x + ROUND - ROUND
+    near = abs(x) <= 0.25
+    x = 2.0 * math.pi * (x if near else math.copysign(0.5, x) - x)
+    y = -x * x
+    c = 1.0 + y * (1 / 2 + y * (1 / 24 + y * (1 / 720 + y * (1 / 40320 + y * (
+        1 / 3628800 + y * (1 / 479001600 + y * (1 / 87178291200 + y / 20922789888000)))))))
+    s = 1.0 + y * (1 / 6 + y * (1 / 120 + y * (1 / 5040 + y * (1 / 362880 + y * (
+        1 / 39916800 + y * (1 / 6227020800 + y / 1307674368000))))))
+    return c if near else -c, x * s
+
+
+@scalar
+def phases(tables, k, pose, a, b, c):
+    """exp(2 pi i (a, b, c) x) of three sites at x, real and imaginary parts."""
+    x = a * pose[0] + b * pose[1] + c * pose[2]
+    y = a * pose[3] + b * pose[4] + c * pose[5]
+    p, q = phase(x + tables.site_z[k, 0] * y)
+    r, s = phase(x + tables.site_z[k, 1] * y)
+    u, v = phase(x + tables.site_z[k, 2] * y)
+    return p, q, r, s, u, v
+
+
+@scalar
+def weighted(tables, k, z, sign):
+    """Three complex numbers times the charges of the sites."""
+    p, q, r = tables.site_charge[k, 0], tables.site_charge[k, 1], tables.site_charge[k, 2]
+    p, q, r = sign * p, sign * q, sign * r
+    return p * z[0], p * z[1], q * z[2], q * z[3], r * z[4], r * z[5]
+
+
+@scalar
+def multiplied(z, w):
+    """Products of three complex numbers with three others."""
+    return (
+        z[0] * w[0] - z[1] * w[1], z[0] * w[1] + z[1] * w[0],
+        z[2] * w[2] - z[3] * w[3], z[2] * w[3] + z[3] * w[2],
+        z[4] * w[4] - z[5] * w[5], z[4] * w[5] + z[5] * w[4],
+    )  # fmt: skip
+
+
+@scalar
+def waves_change(tables, chains, c, arrives, m, new, leaves, k, old, lane, lanes):
+    """Change of the reciprocal energy (K) when a molecule comes, goes, or both: a lane's share.
+
+    U = sum c |S|² over the waves, S = sum q exp(i k x) over all sites of the guests, so that a
+    molecule meets its own images, too. With D, what the molecules that come and go add to S, the
+    change is sum c D (2 S + D). S + D is kept on the other side of `Chains.structure`; a lane has
+    the same waves always.
+    """
+    s, now = tables.system[chains.state[c]], chains.side[c]
+    lines, axis, structure, total = tables.lines, tables.line_axis[s], chains.structure, 0.0
+    here, there = chains.structure_start[c], tables.coefficient_start[s]
+    x, y, z = 1.0 * (axis == 0), 1.0 * (axis == 1), 1.0 * (axis == 2)
+    come, go = phases(tables, m, new, x, y, z), phases(tables, k, old, x, y, z)
+    for line in range(tables.line_start[s] + lane, tables.line_start[s + 1], lanes):
+        x, y, z = lines[line, 0], lines[line, 1], lines[line, 2]
+        one = weighted(tables, m, phases(tables, m, new, x, y, z), 1.0 if arrives else 0.0)
+        two = weighted(tables, k, phases(tables, k, old, x, y, z), 1.0 if leaves else 0.0)
+        for i in range(lines[line, 4], lines[line, 4] + lines[line, 3]):
+            x = one[0] + one[2] + one[4] - two[0] - two[2] - two[4]
+            y = one[1] + one[3] + one[5] - two[1] - two[3] - two[5]
+            u, v = structure[now, here + i, 0], structure[now, here + i, 1]
+            structure[1 - now, here + i, 0] = u + x
+            structure[1 - now, here + i, 1] = v + y
+            total += tables.coefficients[there + i] * (x * (2.0 * u + x) + y * (2.0 * v + y))
+            one, two = multiplied(one, come), multiplied(two, go)
     return total
 
 
@@ -488,24 +557,47 @@ def find_free(tables, chains, c, s, skip, lane, lanes):
 
 
 @scalar
-def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes, roughly):
-    """Energy (K) of a molecule with everything but molecule `skip`; BIG if it overlaps.
+def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
+    """Energy (K) of a molecule with all but molecule `skip`, roughly (see `pair_energy`).
 
-    For `roughly` see `pair_energy`.
+    BIG if it overlaps. Without charges the energy is not rough.
     """
     s = tables.system[chains.state[c]]
     total = host_energy(tables, s, k, pose)
     if total * chains.beta[c] > OVERLAP:
         return BIG
     chains.scratch[c, lane] = guests_energy(
-        tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG), roughly)
+        tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG), True)
     barrier()
     for i in range(lanes):
         total += chains.scratch[c, i]
     barrier()
     if total * chains.beta[c] > OVERLAP:
         return BIG
-    return total + own_energy(tables, chains, s, c, k, pose, skip)
+    return total + tail_energy(tables, chains, s, c, k, skip)
+
+
+@scalar
+def energy_change(tables, chains, c, arrives, m, new, skip, k, old, lane, lanes):
+    """Change of the energy (K) when a molecule of species m comes, if one `arrives`, and molecule
+    `skip`, if that is not -1, of species k with the pose `old` goes; BIG where one overlaps."""
+    s, total, share = tables.system[chains.state[c]], 0.0, 0.0
+    for side in range(2):
+        if arrives if side == 0 else skip >= 0:
+            species, pose, sign = (m, new, 1.0) if side == 0 else (k, old, -1.0)
+            energy = host_energy(tables, s, species, pose) + tables.own[s, species]
+            total += sign * (energy + tail_energy(tables, chains, s, c, species, skip))
+            share += sign * guests_energy(
+                tables, chains, c, species, pose, skip, lane, lanes, math.sqrt(BIG), False)
+    if is_charged(tables):
+        share += waves_change(
+            tables, chains, c, arrives, m, new, skip >= 0, k, old, lane, lanes)
+    chains.scratch[c, lane] = share
+    barrier()
+    for i in range(lanes):
+        total += chains.scratch[c, i]
+    barrier()
+    return lesser(total, BIG)
 
 
 # ------------------------------------------------------------------------------ proposals
@@ -655,7 +747,7 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     barrier()
     if weight <= 0.0:
         return pose, -BIG, 0.0
-    energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes, True)
+    energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes)
     if energy >= BIG:
         return pose, -BIG, 0.0
     return pose, math.log(total / (trials * weight * b)) - beta * energy, energy
@@ -753,7 +845,7 @@ def move(tables, chains, c, row, lane, lanes):
             place = turned(tables, s, pose, size, uniform(base, 4), uniform(base, 5))
         for side in range(2):  # new and old
             energy = molecule_energy(
-                tables, chains, c, k, place if side == 0 else pose, old, lane, lanes, True)
+                tables, chains, c, k, place if side == 0 else pose, old, lane, lanes)
             if energy >= BIG:
                 return
             change += energy if side == 0 else -energy
@@ -771,7 +863,8 @@ def move(tables, chains, c, row, lane, lanes):
             if kind == SWAP and not leaves:
                 weight = math.exp(log_weight)
                 if is_charged(tables) and weight > 0.0 and uniform(base, 9) * SELDOM < 1.0:
-                    exact = molecule_energy(tables, chains, c, m, chosen, old, lane, lanes, False)
+                    exact = energy_change(
+                        tables, chains, c, True, m, chosen, -1, k, pose, lane, lanes)
                     weight += SELDOM * (math.exp(log_weight + beta * (energy - exact)) - weight)
                 if lane == 0:
                     chains.weights[c, row, m, 0] += weight
@@ -790,20 +883,16 @@ def move(tables, chains, c, row, lane, lanes):
     if math.log(uniform(base, 7)) >= log_ratio:
         return
     if is_charged(tables):
-        exact = 0.0
-        if new:
-            exact = molecule_energy(tables, chains, c, m, place, old, lane, lanes, False)
-            if exact >= BIG:
-                return
-        if old >= 0:
-            exact -= molecule_energy(tables, chains, c, k, pose, old, lane, lanes, False)
-        if math.log(uniform(base, 8)) >= beta * (change - exact):
+        exact = energy_change(tables, chains, c, new, m, place, old, k, pose, lane, lanes)
+        if exact >= BIG or math.log(uniform(base, 8)) >= beta * (change - exact):
             return
         change = exact
     if lane > 0:
         return
     chains.tally[c, 1, kind] += 1
     chains.energy[c] += change
+    if is_charged(tables):
+        chains.side[c] = 1 - chains.side[c]
     if new:
         put(chains, c, n if old < 0 else old, m, place)
         chains.count[c, m] += 1

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 K_B = 1.380649e-23  # J/K
 HOST_CUTOFF = 9.0  # Å; real-space Ewald cutoff of the framework's potential
-HOST_ALPHA = 4.1 / HOST_CUTOFF  # 1/Å; what is cut off is 1e-8
-PAIR_SPACING = 0.1  # greatest spacing of the table of the Ewald pair potential, times alpha
+HOST_ALPHA = 4.1 / HOST_CUTOFF  # 1/Å; what is cut off is 1e-8,
+HOST_END = 4.55  # and of the waves, which end at k = 2 alpha HOST_END, 1e-9
+EWALD = 3.46  # of guests: alpha r at the cutoff, erfc 1e-6, and k / 2 alpha at the last wave
+SITES = 3  # of a guest at most
 VOXEL = 0.5  # Å; greatest size of the voxels for insertions and densities
 INNER = 6.0  # Å; up to this distance of the centres, trials of insertions feel the guests
 CONTACT = 0.8  # of the least sigma: no insertion puts centres nearer than this
@@ -176,7 +178,7 @@ def make_guests(settings: GCMCSettings) -> Guests:
             if key not in types:
                 types.append(key)
             rows[-1].append((types.index(key), site["z"], key[2]))
-    shape = len(rows), max(map(len, rows))
+    shape = len(rows), SITES
     index, z, charge = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape)
     for k, row in enumerate(rows):
         index[k, : len(row)], z[k, : len(row)], charge[k, : len(row)] = zip(*row, strict=True)
@@ -206,8 +208,11 @@ class System:
     shape: np.ndarray  # (3,) nodes of the energy grids
     voxels: np.ndarray
     coulomb_cutoff: float  # Å, between guests
-    pair: np.ndarray
+    line_axis: int
+    lines: np.ndarray
+    coefficients: np.ndarray
     constant: np.ndarray
+    own: np.ndarray
     tail: np.ndarray
     mass: float  # g/mol, of the unit cell
     grids: dict[int, np.ndarray] = field(default_factory=dict)  # padded, by site type
@@ -218,14 +223,12 @@ class System:
         return abs(float(np.linalg.det(self.cell)))
 
 
-def _ewald_alpha(cutoff: float) -> float:
-    """1/Å; erfc(alpha r) is 1e-6 at the cutoff."""
-    return 3.46 / cutoff
+def _waves(lattice: np.ndarray, alpha: float, end: float) -> tuple[list[np.ndarray], np.ndarray]:
+    """Waves of an Ewald sum, up to k = 2 alpha `end`, which leaves out what exp(-end²) weighs.
 
-
-def _waves(lattice: np.ndarray, alpha: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """Indices of the waves of an Ewald sum, l ≥ 0, and 4 pi exp(-k²/4 alpha²) / (V k²), 1/Å."""
-    largest = 2 * alpha * math.sqrt(-math.log(1e-9))
+    Their indices, l ≥ 0, and 4 pi exp(-k²/4 alpha²) / (V k²), 1/Å.
+    """
+    largest = 2 * alpha * end
     reciprocal = 2 * np.pi * np.linalg.inv(lattice)  # columns a*, b*, c*
     limit = np.floor(largest * np.linalg.norm(lattice, axis=1) / (2 * np.pi)).astype(int)
     h = [np.arange(-limit[0], limit[0] + 1), np.arange(-limit[1], limit[1] + 1),
@@ -238,16 +241,34 @@ def _waves(lattice: np.ndarray, alpha: float) -> tuple[list[np.ndarray], np.ndar
     return h, factor
 
 
+def _lines(cell: np.ndarray, alpha: float) -> tuple[int, np.ndarray, np.ndarray]:
+    """`line_axis`, `lines` and `coefficients` of `Tables` for one system.
+
+    Of the waves k and -k one is taken and counts twice. The real and the reciprocal sum leave out
+    alike, what exp(-EWALD²) weighs: some 0.01 K of a molecule's energy.
+    """
+    h, factor = _waves(cell, alpha, EWALD)
+    kept = factor > 0
+    index, factor = np.stack(np.meshgrid(*h, indexing="ij"), -1)[kept], factor[kept]
+    above = index[:, 2] > 0  # these come without their opposites
+    index, factor = np.r_[index, -index[above]], np.r_[factor, factor[above]]
+    lines = [len(np.unique(np.delete(index, axis, 1), axis=0)) for axis in range(3)]
+    axis = int(np.argmin(lines))
+    a, b, c = index[:, (axis + 1) % 3], index[:, (axis + 2) % 3], index[:, axis]
+    half = (a > 0) | (a == 0) & ((b > 0) | (b == 0) & (c > 0))
+    order = np.lexsort((c[half], b[half], a[half]))
+    index, factor = index[half][order], factor[half][order]
+    others = np.delete(index, axis, 1)
+    start = np.flatnonzero(np.r_[True, (np.diff(others, axis=0) != 0).any(1)])
+    count = np.diff(np.r_[start, len(index)])
+    longest = np.argsort(-count, kind="stable")  # lanes of a warp take lines of one length
+    lines = np.column_stack([index[start], count, start])[longest]
+    return axis, lines, COULOMB * factor
+
+
 def _least(h: list[np.ndarray]) -> np.ndarray:
     """Least numbers of grid nodes that hold the waves h of `_waves`."""
     return 2 * np.array([x.max() for x in h]) + 2
-
-
-def _on_grid(h: list[np.ndarray], spectrum: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Real function on a grid from its Fourier coefficients at the indices h (l ≥ 0)."""
-    full = np.zeros((shape[0], shape[1], shape[2] // 2 + 1), complex)
-    full[np.ix_(h[0] % shape[0], h[1] % shape[1], h[2])] = spectrum * np.prod(shape)
-    return fft.irfftn(full, s=shape)
 
 
 def _spline_coefficients(values: np.ndarray) -> np.ndarray:
@@ -323,15 +344,16 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
     host_lj = _lj_table(table, sites, settings)
     index = np.array([names.index(s) for s in symbols])
     lengths = np.linalg.norm(lattice, axis=1)
-    shape, waves, pair = np.zeros(3, np.int64), np.zeros((0, 5)), np.zeros((0, 0, 0), np.float32)
+    shape, waves = np.zeros(3, np.int64), np.zeros((0, 5))
+    line_axis, lines, coefficients = 0, np.zeros((0, 5), np.int64), np.zeros(0)
     least = np.full(3, 4)
     coulomb_cutoff = float((replicas * widths).min() / 2)
-    alpha = _ewald_alpha(coulomb_cutoff)
+    alpha = EWALD / coulomb_cutoff
     volume = abs(np.linalg.det(cell))
-    constant = np.zeros(len(settings.gases))
+    constant, own = np.zeros((2, len(settings.gases)))
     tail = np.zeros((len(constant), len(constant)))
     if charged:
-        h, factor = _waves(lattice, HOST_ALPHA)
+        h, factor = _waves(lattice, HOST_ALPHA, HOST_END)
         phase = [np.exp(2j * np.pi * np.outer(frac[:, i], h[i])) for i in range(3)]
         structure = np.stack([
             (phase[1] * (phase[0][:, i] * charge)[:, None]).T @ phase[2] for i in range(len(h[0]))
@@ -344,18 +366,14 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
             both[kept].real, -both[kept].imag,
         ])  # fmt: skip
         least = _least(h)
-        h, factor = _waves(cell, alpha)
-        nodes = _nodes(np.linalg.norm(cell, axis=1), PAIR_SPACING / alpha, _least(h))
-        potential = COULOMB * _on_grid(h, factor, nodes)
-        pair = _spline_coefficients(potential)
+        line_axis, lines, coefficients = _lines(cell, alpha)
         for k, n in enumerate(guests.n_sites):
             q, z = guests.site_charge[k, :n], guests.site_z[k, :n]
-            constant[k] += (q**2).sum() * (
-                potential[0, 0, 0] / 2 - COULOMB * alpha / math.sqrt(math.pi))
+            own[k] = -COULOMB * alpha / math.sqrt(math.pi) * (q**2).sum()
             for i in range(n):
                 for j in range(i):
                     r = abs(z[i] - z[j])
-                    constant[k] -= COULOMB * q[i] * q[j] * erf(alpha * r) / r
+                    own[k] -= COULOMB * q[i] * q[j] * erf(alpha * r) / r
     if settings.tail_correction:
         per_type = np.bincount(index, minlength=len(names)) * np.prod(replicas) / volume
         host_tail = per_type @ _tail(host_lj, settings.cutoff)
@@ -373,7 +391,8 @@ def make_system(framework: Framework, settings: GCMCSettings, guests: Guests) ->
         atom_type=np.tile(index, len(shifts)), atom_charge=np.tile(charge, len(shifts)),
         host_lj=host_lj, waves=waves, shape=shape,
         voxels=np.maximum(np.ceil(lengths / VOXEL), 1).astype(np.int64),
-        coulomb_cutoff=coulomb_cutoff, pair=pair, constant=constant, tail=tail,
+        coulomb_cutoff=coulomb_cutoff, line_axis=line_axis, lines=lines,
+        coefficients=coefficients, constant=constant, own=own, tail=tail,
         mass=sum(parameters[s]["mass"] for s in symbols),
     )  # fmt: skip
 
@@ -439,11 +458,14 @@ def make_tables(
         n_sites=guests.n_sites, site_type=guests.site_type, site_z=guests.site_z,
         site_charge=guests.site_charge, reach=np.abs(guests.site_z).max(1),
         coulomb_cutoff=np.array([s.coulomb_cutoff for s in systems]),
-        alpha=np.array([_ewald_alpha(s.coulomb_cutoff) for s in systems]),
-        pair=joined((s.pair.ravel() for s in systems), np.float32),
-        pair_shape=np.array([np.array(s.pair.shape) - 3 for s in systems]),
-        pair_start=ends(s.pair.size for s in systems)[:-1],
+        alpha=np.array([EWALD / s.coulomb_cutoff for s in systems]),
+        line_start=ends(len(s.lines) for s in systems),
+        line_axis=np.array([s.line_axis for s in systems]),
+        lines=joined((s.lines for s in systems), np.int64, 5),
+        coefficient_start=ends(len(s.coefficients) for s in systems)[:-1],
+        coefficients=joined((s.coefficients for s in systems), np.float64),
         constant=np.array([s.constant for s in systems]),
+        own=np.array([s.own for s in systems]),
         tail=np.array([s.tail for s in systems]),
         system=np.array([i for i, _ in states]), beta=1 / temperature, trials=settings.trials,
         log_activity=np.log(density * volume[:, None]), moves=np.cumsum(moves) / moves.sum(),
@@ -454,13 +476,14 @@ def make_tables(
 
 def empty_chains(
     state: np.ndarray, keys: np.ndarray, species: int, rows: int, slots: int, trials: int = 1,
-    density: Sequence[int] = (),
+    density: Sequence[int] = (), waves: Sequence[int] = (),
 ) -> Chains:  # fmt: skip
-    """Empty chains; `density` gives the number of histogram cells of each chain."""
+    """Empty chains; with the numbers of histogram cells and of `coefficients` of each chain."""
     from x3mat_gcmc.kernel import LANES, Chains
 
     n = len(state)
     start = np.concatenate([[0], np.cumsum(density)])[:-1] if len(density) else np.full(n, -1)
+    waves = waves if len(waves) else [0] * n
     return Chains(
         order=np.arange(n), state=np.array(state, np.int64), key=np.array(keys, np.uint64),
         moves=np.zeros(n, np.int64), step=np.zeros(n, np.int64), length=np.full(n, 20, np.int64),
@@ -473,6 +496,8 @@ def empty_chains(
         counts=np.zeros((n, rows, species), np.int64), energies=np.zeros((n, rows)),
         weights=np.zeros((n, rows, species, 2)), density_start=start.astype(np.int64),
         density=np.zeros(max(1, int(np.sum(density))), np.uint32),
+        structure_start=np.concatenate([[0], np.cumsum(waves)])[:-1].astype(np.int64),
+        structure=np.zeros((2, max(1, int(np.sum(waves))), 2)), side=np.zeros(n, np.int64),
     )  # fmt: skip
 
 
@@ -562,13 +587,14 @@ def bytes_needed(framework: Framework, settings: Sequence[GCMCSettings], guests:
     lengths = np.linalg.norm(lattice, axis=1)
     widths = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     replicas = np.ceil(2 * first.cutoff / widths)
-    alpha = _ewald_alpha((replicas * widths).min() / 2)
-    pair = np.prod(replicas * lengths * alpha / PAIR_SPACING) * (first.charges != "none")
+    volume = np.prod(replicas) * abs(np.linalg.det(lattice))
+    last = 4 * EWALD**2 / (replicas * widths).min()  # k of the last wave, 1/Å
+    waves = volume * last**3 / (12 * np.pi**2) * (first.charges != "none")
     grids = np.prod(lengths / first.spacing) * len(guests.types) if first.spacing else 0.0
     voxels = np.prod(lengths / VOXEL) * gases
     chains = len(settings) * first.replicas
     return float(
-        4 * pair + 4 * grids + 8 * voxels * len(settings)
+        8 * waves * (2 + 4 * chains) + 4 * grids + 8 * voxels * len(settings)
         + 60 * np.prod(replicas) * len(framework.species)
         + chains * (4 * voxels * first.density + 120 * 128 + 24 * CYCLES_PER_LAUNCH * gases)
     )  # fmt: skip
