@@ -120,7 +120,7 @@ def energy_of(tables, chains, slot, pose):
 def add(tables, chains, slot, pose):
     """Count molecule `slot`, which is already put, with its structure factors."""
     kind = chains.kind[0, slot]
-    kernel.waves_change(tables, chains, 0, True, kind, pose, False, kind, pose, 0, 1)
+    kernel.waves_change(tables, chains, 0, kind, pose, 1.0, chains.side[0], 0, 1)
     chains.side[0] = 1 - chains.side[0]
     chains.count[0, kind] += 1
     chains.n[0] = slot + 1
@@ -241,6 +241,39 @@ def test_energies_are_those_of_raspa(charges, tolerance):
         coulomb = energy - total(frames[0], replace(settings, charges="none"))[0]
         assert coulomb == pytest.approx(plain_coulomb(system, frames[0], charge), abs=0.3)
     assert len(frames[-1]) > 3
+
+
+@pytest.mark.parametrize("lanes", [1, 5])
+def test_reciprocal_energy_is_the_sum_over_all_waves(lanes):
+    """Molecules that come and go one by one, against the sum over k and -k of all sites at once."""
+    settings = replace(
+        SHORT, gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", spacing=0.0,
+        force_field="trappe-n2-zeolite",
+    )  # fmt: skip
+    system, guests, tables, chains = prepared(settings, direct=True)
+    rng, energy = np.random.default_rng(4), 0.0
+    for slot, sign in (0, 1), (1, 1), (2, 1), (1, -1), (3, 1):
+        if sign > 0:
+            put(tables, chains, slot, slot % 2, rng.random(3), rng.normal(size=3))
+        pose, kind = kernel.pose_of(chains, 0, slot), chains.kind[0, slot]
+        energy += sum(
+            kernel.waves_change(
+                tables, chains, 0, kind, pose, float(sign), chains.side[0], lane, lanes)
+            for lane in range(lanes)
+        )
+        chains.side[0] = 1 - chains.side[0]
+    left = [0, 2, 3]
+    sites = sites_of(tables, chains, 4)[left].reshape(-1, 3)
+    charges = guests.site_charge[chains.kind[0, left]].ravel()
+    alpha, h = parts.EWALD / system.coulomb_cutoff, np.arange(-25, 26)
+    index = np.stack(np.meshgrid(h, h, h, indexing="ij"), -1).reshape(-1, 3)
+    k2 = ((index @ (2 * np.pi * np.linalg.inv(system.cell).T)) ** 2).sum(1)
+    taken = (k2 > 0) & (k2 < (2 * alpha * parts.EWALD) ** 2)
+    index, k2 = index[taken], k2[taken]
+    factor = 2 * np.pi * forcefield.COULOMB / system.volume * np.exp(-k2 / (4 * alpha**2)) / k2
+    squares = np.abs(np.exp(2j * np.pi * index @ sites.T) @ charges) ** 2
+    assert 2 * system.lines[:, 3].sum() == len(index)
+    assert energy == pytest.approx((factor * squares).sum(), rel=1e-8)
 
 
 def test_shift_and_tail():

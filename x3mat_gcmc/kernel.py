@@ -3,9 +3,9 @@
 Every function below works on single numbers and on the flat arrays of `Tables` (read only) and
 `Chains` (the state). numba compiles the same source twice: for cores, where threads share the
 chains, and for CUDA, with one warp per chain. The lanes of a warp share the trials of an insertion
-and the molecules of an energy; all of them come to the same decisions, and the first one writes.
-On a core there is one lane. Draws are numbered, by chain, move and purpose, so that any lane can
-make any of them.
+and the molecules and waves of an energy; all of them come to the same decisions, and the first one
+writes, except that each writes its own waves. On a core there is one lane. Draws are numbered, by
+chain, move and purpose, so that any lane can make any of them.
 
 Insertions, deletions, reinsertions and changes of species are biased by configuration (Rosenbluth
 weights of several trials, places drawn where the framework leaves room), see `move`.
@@ -29,6 +29,7 @@ from numba import config, njit
 
 from x3mat.errors import DataError
 from x3mat_gcmc.forcefield import COULOMB
+from x3mat_gcmc.system import WARP
 
 if TYPE_CHECKING:
     from numba import cuda  # at run time `_cuda_kernel` puts it in, as some versions do not import
@@ -40,7 +41,7 @@ OVERLAP = 150.0  # in k_B T; a molecule that has so much energy from some of the
 BIG = 1e30  # K; the energy of an overlap
 ROUND = 1.5 * 2.0**52  # added and taken off again, it rounds a number to an integer
 THREADS = 64  # of a block, one for each node or voxel
-LANES = 4 if SIMULATED else 32  # threads that share a chain on CUDA
+LANES = 4 if SIMULATED else WARP  # threads that share a chain on CUDA
 REGISTERS = 0  # of a thread at most; 0: as many as the compiler likes
 SMALLEST_STEP, LARGEST_TURN = 0.02, 4.0  # Å; size of the vector added to a molecule's axis
 SELDOM = 8  # one insertion in so many tells how far its rough weight is off
@@ -96,9 +97,9 @@ class Tables(NamedTuple):
     # and the waves of their Ewald sum, one of k and -k, in lines along an axis, the longest first
     line_start: np.ndarray  # (S + 1,)
     line_axis: np.ndarray  # (S,)
-    lines: np.ndarray  # (L, 5) h, k, l of the first wave, number of waves, the first one's place
+    lines: np.ndarray  # (L, 5) h, k, l of the first wave, number of waves, place of the first one
     coefficient_start: np.ndarray  # (S,)
-    coefficients: np.ndarray  # K; of |structure factor|²
+    coefficients: np.ndarray  # K; of |structure factor|², those of WARP lines side by side
     constant: np.ndarray  # (S, K) K; tail with the framework
     own: np.ndarray  # (S, K) K; Ewald self and exclusion terms
     tail: np.ndarray  # (S, K, K) K; tail correction of a pair
@@ -141,8 +142,8 @@ class Chains(NamedTuple):
     density_start: np.ndarray  # (C,) -1: none
     density: np.ndarray  # uint32, histograms of centres on voxels, by species
     structure_start: np.ndarray  # (C,)
-    structure: np.ndarray  # (2, , 2) structure factors of the guests, real and imaginary parts,
-    side: np.ndarray  # (C,) now, and on the other side those that the latest trial would bring
+    structure: np.ndarray  # (2, 2, ) structure factors of the guests, real and imaginary parts:
+    side: np.ndarray  # (C,) of `structure` now; on the other what the latest trial would bring
 
 
 def scalar(function):
@@ -405,9 +406,9 @@ def phase(x):
     x = 2.0 * math.pi * (x if near else math.copysign(0.5, x) - x)
     y = -x * x
     c = 1.0 + y * (1 / 2 + y * (1 / 24 + y * (1 / 720 + y * (1 / 40320 + y * (
-        1 / 3628800 + y * (1 / 479001600 + y * (1 / 87178291200 + y / 20922789888000)))))))
+        1 / 3628800 + y * (1 / 479001600 + y * (1 / 87178291200 + y * (1 / 20922789888000))))))))
     s = 1.0 + y * (1 / 6 + y * (1 / 120 + y * (1 / 5040 + y * (1 / 362880 + y * (
-        1 / 39916800 + y * (1 / 6227020800 + y / 1307674368000))))))
+        1 / 39916800 + y * (1 / 6227020800 + y * (1 / 1307674368000)))))))
     return c if near else -c, x * s
 
 
@@ -423,49 +424,51 @@ def phases(tables, k, pose, a, b, c):
 
 
 @scalar
-def weighted(tables, k, z, sign):
-    """Three complex numbers times the charges of the sites."""
-    p, q, r = tables.site_charge[k, 0], tables.site_charge[k, 1], tables.site_charge[k, 2]
-    p, q, r = sign * p, sign * q, sign * r
-    return p * z[0], p * z[1], q * z[2], q * z[3], r * z[4], r * z[5]
-
-
-@scalar
-def multiplied(z, w):
-    """Products of three complex numbers with three others."""
+def before(w, step):
+    """Three complex numbers w divided by those of `step`, whose modulus is 1."""
     return (
-        z[0] * w[0] - z[1] * w[1], z[0] * w[1] + z[1] * w[0],
-        z[2] * w[2] - z[3] * w[3], z[2] * w[3] + z[3] * w[2],
-        z[4] * w[4] - z[5] * w[5], z[4] * w[5] + z[5] * w[4],
+        w[0] * step[0] + w[1] * step[1], w[1] * step[0] - w[0] * step[1],
+        w[2] * step[2] + w[3] * step[3], w[3] * step[2] - w[2] * step[3],
+        w[4] * step[4] + w[5] * step[5], w[5] * step[4] - w[4] * step[5],
     )  # fmt: skip
 
 
 @scalar
-def waves_change(tables, chains, c, arrives, m, new, leaves, k, old, lane, lanes):
-    """Change of the reciprocal energy (K) when a molecule comes, goes, or both: a lane's share.
+def following(w, last, a, b, c):
+    """w z of three complex numbers z = exp(i t): 2 cos(t) w - w / z, with a, b, c = 2 cos(t)."""
+    return (
+        a * w[0] - last[0], a * w[1] - last[1], b * w[2] - last[2], b * w[3] - last[3],
+        c * w[4] - last[4], c * w[5] - last[5],
+    )  # fmt: skip
+
+
+@scalar
+def waves_change(tables, chains, c, k, pose, sign, side, lane, lanes):
+    """A lane's share of the change of the reciprocal energy (K) as a molecule comes (sign 1) or
+    goes (-1).
 
     U = sum c |S|² over the waves, S = sum q exp(i k x) over all sites of the guests, so that a
-    molecule meets its own images, too. With D, what the molecules that come and go add to S, the
-    change is sum c D (2 S + D). S + D is kept on the other side of `Chains.structure`; a lane has
-    the same waves always.
+    molecule meets its own images, too. With D, what the molecule adds to S, the change is
+    sum c D (2 S + D). S is that on the given side of `Chains.structure`; S + D is kept on the side
+    that is not the present one. A lane has the same waves always.
     """
-    s, now = tables.system[chains.state[c]], chains.side[c]
-    lines, axis, structure, total = tables.lines, tables.line_axis[s], chains.structure, 0.0
+    s, lines, structure, total = tables.system[chains.state[c]], tables.lines, chains.structure, 0.0
     here, there = chains.structure_start[c], tables.coefficient_start[s]
-    x, y, z = 1.0 * (axis == 0), 1.0 * (axis == 1), 1.0 * (axis == 2)
-    come, go = phases(tables, m, new, x, y, z), phases(tables, k, old, x, y, z)
+    other, axis = 1 - chains.side[c], tables.line_axis[s]
+    p, q, r = tables.site_charge[k, 0], tables.site_charge[k, 1], tables.site_charge[k, 2]
+    p, q, r = sign * p, sign * q, sign * r
+    step = phases(tables, k, pose, 1.0 * (axis == 0), 1.0 * (axis == 1), 1.0 * (axis == 2))
     for line in range(tables.line_start[s] + lane, tables.line_start[s + 1], lanes):
-        x, y, z = lines[line, 0], lines[line, 1], lines[line, 2]
-        one = weighted(tables, m, phases(tables, m, new, x, y, z), 1.0 if arrives else 0.0)
-        two = weighted(tables, k, phases(tables, k, old, x, y, z), 1.0 if leaves else 0.0)
-        for i in range(lines[line, 4], lines[line, 4] + lines[line, 3]):
-            x = one[0] + one[2] + one[4] - two[0] - two[2] - two[4]
-            y = one[1] + one[3] + one[5] - two[1] - two[3] - two[5]
-            u, v = structure[now, here + i, 0], structure[now, here + i, 1]
-            structure[1 - now, here + i, 0] = u + x
-            structure[1 - now, here + i, 1] = v + y
+        wave = phases(tables, k, pose, lines[line, 0], lines[line, 1], lines[line, 2])
+        wave = p * wave[0], p * wave[1], q * wave[2], q * wave[3], r * wave[4], r * wave[5]
+        last, place = before(wave, step), lines[line, 4]
+        for i in range(place, place + WARP * lines[line, 3], WARP):
+            x, y = wave[0] + wave[2] + wave[4], wave[1] + wave[3] + wave[5]
+            u, v = structure[side, 0, here + i], structure[side, 1, here + i]
+            structure[other, 0, here + i] = u + x
+            structure[other, 1, here + i] = v + y
             total += tables.coefficients[there + i] * (x * (2.0 * u + x) + y * (2.0 * v + y))
-            one, two = multiplied(one, come), multiplied(two, go)
+            wave, last = following(wave, last, 2.0 * step[0], 2.0 * step[2], 2.0 * step[4]), wave
     return total
 
 
@@ -581,17 +584,18 @@ def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
 def energy_change(tables, chains, c, arrives, m, new, skip, k, old, lane, lanes):
     """Change of the energy (K) when a molecule of species m comes, if one `arrives`, and molecule
     `skip`, if that is not -1, of species k with the pose `old` goes; BIG where one overlaps."""
-    s, total, share = tables.system[chains.state[c]], 0.0, 0.0
-    for side in range(2):
-        if arrives if side == 0 else skip >= 0:
-            species, pose, sign = (m, new, 1.0) if side == 0 else (k, old, -1.0)
+    s, side, total, share = tables.system[chains.state[c]], chains.side[c], 0.0, 0.0
+    for leaves in range(2):
+        if skip >= 0 if leaves else arrives:
+            species, pose, sign = (k, old, -1.0) if leaves else (m, new, 1.0)
             energy = host_energy(tables, s, species, pose) + tables.own[s, species]
             total += sign * (energy + tail_energy(tables, chains, s, c, species, skip))
             share += sign * guests_energy(
                 tables, chains, c, species, pose, skip, lane, lanes, math.sqrt(BIG), False)
-    if is_charged(tables):
-        share += waves_change(
-            tables, chains, c, arrives, m, new, skip >= 0, k, old, lane, lanes)
+            if is_charged(tables):
+                share += waves_change(
+                    tables, chains, c, species, pose, sign, side, lane, lanes)
+                side = 1 - chains.side[c]
     chains.scratch[c, lane] = share
     barrier()
     for i in range(lanes):

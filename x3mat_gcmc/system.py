@@ -38,6 +38,7 @@ HOST_ALPHA = 4.1 / HOST_CUTOFF  # 1/Å; what is cut off is 1e-8,
 HOST_END = 4.55  # and of the waves, which end at k = 2 alpha HOST_END, 1e-9
 EWALD = 3.46  # of guests: alpha r at the cutoff, erfc 1e-6, and k / 2 alpha at the last wave
 SITES = 3  # of a guest at most
+WARP = 32  # lines of waves whose coefficients lie side by side
 VOXEL = 0.5  # Å; greatest size of the voxels for insertions and densities
 INNER = 6.0  # Å; up to this distance of the centres, trials of insertions feel the guests
 CONTACT = 0.8  # of the least sigma: no insertion puts centres nearer than this
@@ -262,8 +263,14 @@ def _lines(cell: np.ndarray, alpha: float) -> tuple[int, np.ndarray, np.ndarray]
     start = np.flatnonzero(np.r_[True, (np.diff(others, axis=0) != 0).any(1)])
     count = np.diff(np.r_[start, len(index)])
     longest = np.argsort(-count, kind="stable")  # lanes of a warp take lines of one length
-    lines = np.column_stack([index[start], count, start])[longest]
-    return axis, lines, COULOMB * factor
+    rows, blocks = [], []
+    for part in np.split(longest, range(WARP, len(longest), WARP)):
+        block = np.zeros((count[part[0]], WARP))
+        for i, line in enumerate(part):
+            block[: count[line], i] = factor[start[line] :][: count[line]]
+            rows.append([*index[start[line]], count[line], sum(map(np.size, blocks)) + i])
+        blocks.append(block)
+    return axis, np.array(rows), COULOMB * np.concatenate([b.ravel() for b in blocks])
 
 
 def _least(h: list[np.ndarray]) -> np.ndarray:
@@ -497,7 +504,7 @@ def empty_chains(
         weights=np.zeros((n, rows, species, 2)), density_start=start.astype(np.int64),
         density=np.zeros(max(1, int(np.sum(density))), np.uint32),
         structure_start=np.concatenate([[0], np.cumsum(waves)])[:-1].astype(np.int64),
-        structure=np.zeros((2, max(1, int(np.sum(waves))), 2)), side=np.zeros(n, np.int64),
+        structure=np.zeros((2, 2, max(1, int(np.sum(waves))))), side=np.zeros(n, np.int64),
     )  # fmt: skip
 
 
@@ -594,7 +601,7 @@ def bytes_needed(framework: Framework, settings: Sequence[GCMCSettings], guests:
     voxels = np.prod(lengths / VOXEL) * gases
     chains = len(settings) * first.replicas
     return float(
-        8 * waves * (2 + 4 * chains) + 4 * grids + 8 * voxels * len(settings)
+        10 * waves * (1 + 4 * chains) + 4 * grids + 8 * voxels * len(settings)
         + 60 * np.prod(replicas) * len(framework.species)
         + chains * (4 * voxels * first.density + 120 * 128 + 24 * CYCLES_PER_LAUNCH * gases)
     )  # fmt: skip
