@@ -1,0 +1,185 @@
+"""How the error of an application depends on the number of training crystals, radius and spacing.
+
+sizes   networks trained on random parts of the training set of fold 0, nested for each seed, with
+        the application's hyper-parameters. A part is seen `epochs` times, but no training has
+        fewer than LEAST_STEPS steps. Errors are of the whole test half; nothing is chosen by them.
+radii   networks with windows of several radii, trained briefly on the same part of the training
+        set. Errors are of the validation half.
+steps   the application's trained networks, with windows on finer and coarser grids. Errors are of
+        the validation half. No network is trained: windows of training are drawn from all places.
+
+All windows of the grid are averaged. Trainings run side by side, resume after a kill, and what is
+finished is kept in the folder of runs. The result is data/results/APPLICATION/WHAT.json.
+
+examples:
+  python tools/convergence.py mof-n2 sizes --device cuda --jobs 4
+  python tools/convergence.py mof-n2 radii --seeds 0 1 --device cuda --jobs 4
+  python tools/convergence.py mof-n2 steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from x3mat import results
+from x3mat.applications import application
+from x3mat.model import X3Mat, load_checkpoint, save_checkpoint
+from x3mat.predict import load_model
+from x3mat.sampling import Windows, sample_windows
+from x3mat.screening import evaluate, for_each
+from x3mat.training import TrainConfig, crystals_of, train, train_config
+
+SIZES = 100, 300, 1000, 2000
+RADII = 3.0, 4.0, 5.0, 6.0, 8.0, 10.0  # Å
+STEPS = 1.0, 1.5, 2.0, 3.0, 4.0  # Å
+LEAST_STEPS = 1500  # of a training on few crystals
+BRIEF = 1000, 20  # crystals and epochs of the trainings with several radii
+
+
+def part(names: Sequence[str], seed: int, n: int) -> list[str]:
+    """n of the names at random; a larger part holds the smaller ones."""
+    return np.random.default_rng(seed).permutation(sorted(names))[:n].tolist()
+
+
+def plan(what: str, name: str, values: Sequence[float], seeds: Sequence[int],
+         brief: tuple[int, int]) -> list[tuple]:  # fmt: skip
+    """(value, seed, number of crystals, hyper-parameters) of each training."""
+    chosen, out = application(name), []
+    for value in values:
+        for seed in seeds:
+            if what == "sizes":
+                config = train_config(chosen, [f"seed={seed}"])
+                shorter = -(-LEAST_STEPS * config.crystals_per_step // int(value))
+                config = train_config(
+                    chosen, [f"seed={seed}", f"epochs={max(config.epochs, shorter)}"]
+                )
+                out.append((value, seed, int(value), config))
+            else:
+                changes = [f"seed={seed}", f"epochs={brief[1]}", f"model.radius={value}"]
+                out.append((value, seed, brief[0], train_config(chosen, changes)))
+    return out
+
+
+def trained(name: str, folder: Path, n: int, config: TrainConfig, device: str) -> dict:
+    """Train on n crystals and keep the network; or read what is there."""
+    file, chosen = folder / "model.pt", application(name)
+    if not file.exists():
+        split = chosen.folds()[0]
+        learn = part(split.train, config.seed, n)
+        check = part(split.halves[0], 0, 100)
+        data = [crystals_of(chosen, names, config, training=i == 0)
+                for i, names in enumerate((learn, check))]  # fmt: skip
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        result = train(config, *data, folder, device=device, progress=False,
+                       check_every=config.epochs)  # fmt: skip
+        peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+        save_checkpoint(file, result.model, {"seconds": result.wall_s, "peak_gib": peak,
+                                             "epochs": config.epochs})  # fmt: skip
+    return {k: load_checkpoint(file)[1][k] for k in ("seconds", "peak_gib", "epochs")}
+
+
+def _cut(name: str, radius: float, step: float, crystal: str) -> tuple[int, Windows]:
+    windows = sample_windows(application(name).crystal(crystal), radius, step)
+    return windows.n_windows, replace(windows, positions=windows.positions.astype(np.float32))
+
+
+def predicted(models: Sequence[X3Mat], name: str, crystals: Sequence[str], step: float):
+    """Means over all windows of the grid, (models, crystals, outputs), and windows in all."""
+    radius = models[0].config.radius
+    cuts = for_each(partial(_cut, name, radius, step), crystals)
+    with torch.no_grad():
+        found = list(tqdm(evaluate(models, cuts), f"R = {radius:g} Å, step {step:g} Å",
+                          len(crystals)))  # fmt: skip
+    return np.stack([y for _, y in found], 1), sum(n for n, _ in found)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("application", help="as x3mat data list names it")
+    parser.add_argument("what", choices=["sizes", "radii", "steps"])
+    parser.add_argument("--values", type=float, nargs="+", help="instead of the usual ones")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--brief", type=int, nargs=2, default=BRIEF,
+                        help="crystals and epochs of the trainings with several radii")  # fmt: skip
+    parser.add_argument("--limit", type=int, help="of the crystals that are predicted")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
+    args = parser.parse_args()
+    start, chosen = time.perf_counter(), application(args.application)
+    usual = {"sizes": SIZES, "radii": RADII, "steps": STEPS}[args.what]
+    values = args.values or list(usual)
+    half = int(args.what == "sizes")
+    names = chosen.folds()[0].halves[half][: args.limit]
+    labels = chosen.labels().loc[list(names), list(chosen.columns)].to_numpy(float)
+    rows = []
+    if args.what == "steps":
+        models = [m.to(args.device) for m in load_model(args.application).members]
+        for step in values:
+            begun = time.perf_counter()
+            found, windows = predicted(models, args.application, names, step)
+            rows.append({"value": step, "predicted_s": time.perf_counter() - begun,
+                         "windows": windows, "mae_of_each_seed":
+                         np.abs(found - labels).mean((1, 2)), "found": found})  # fmt: skip
+    else:
+        jobs = plan(args.what, args.application, values, args.seeds, tuple(args.brief))
+        folder = args.runs / "convergence" / args.application / args.what
+        folders = [folder / f"{value:g}-seed{seed}" for value, seed, *_ in jobs]
+        context = get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, context) as pool:
+            futures = [pool.submit(trained, args.application, place, n, config, args.device)
+                       for place, (_, _, n, config) in zip(folders, jobs, strict=True)]  # fmt: skip
+            for future in tqdm(as_completed(futures), "trainings", len(futures)):
+                future.result()
+            costs = [future.result() for future in futures]
+        for group in ([values] if args.what == "sizes" else [[v] for v in values]):
+            here = [i for i, job in enumerate(jobs) if job[0] in group]
+            models = [load_checkpoint(folders[i] / "model.pt")[0].to(args.device).eval()
+                      for i in here]  # fmt: skip
+            found, windows = predicted(models, args.application, names, models[0].config.step)
+            for value in group:
+                mine = [j for j, i in enumerate(here) if jobs[i][0] == value]
+                rows.append({
+                    "value": value, "windows": windows, "found": found[mine],
+                    "mae_of_each_seed": np.abs(found[mine] - labels).mean((1, 2)),
+                    "n_train": jobs[here[mine[0]]][2],
+                    **{k: [costs[here[j]][k] for j in mine]
+                       for k in ("seconds", "peak_gib", "epochs")},
+                })  # fmt: skip
+    fine = rows[0]["found"]
+    for row in rows:
+        found = row.pop("found")
+        row["mae"] = np.mean(row["mae_of_each_seed"])
+        row["mae_of_mean_over_seeds"] = np.abs(found.mean(0) - labels).mean()
+        if args.what == "steps":
+            row["mean_change_from_first"] = np.abs(found - fine).mean()
+    results.write(
+        f"{args.application}/{args.what}.json",
+        {"application": args.application, "unit": chosen.unit, "jobs": args.jobs,
+         "half": ["validation", "test"][half], "n": len(names), "device": args.device,
+         "seeds": args.seeds if args.what != "steps" else None, "rows": rows},
+        seed=args.seeds, command=" ".join(["python tools/convergence.py", *sys.argv[1:]]),
+        wall_s=time.perf_counter() - start,
+    )  # fmt: skip
+    for row in rows:
+        print(f"{row['value']:g}: {row['mae']:.4f} {chosen.unit}")
+
+
+if __name__ == "__main__":
+    main()
