@@ -1,0 +1,198 @@
+"""What the chapter on CO2 and N2 in MOFs says, and where its numbers come from."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from x3mat import paths, results
+from x3mat.applications import application
+from x3mat.databases import core_mof_table
+from x3mat.predict import load_model
+
+GASES = {"CO2": "co2_g_per_L", "N2": "n2_g_per_L"}
+histogram_is_there = pytest.mark.skipif(
+    not paths.results("mof-co2n2/energy_histogram.json").exists(), reason="no baseline yet"
+)
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return results.read("mof-co2n2/errors.json")
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return results.read("mof-co2n2/summary.json")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return [results.read(f"mof-co2n2/runs/fold0-seed{seed}.json") for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return application("mof-co2n2").labels()
+
+
+@pytest.fixture(scope="module")
+def fold():
+    return application("mof-co2n2").folds()[0]
+
+
+@pytest.fixture(scope="module")
+def tested(runs, fold):
+    """By gas, label, mean and spread of the networks on the test half."""
+    tables = [pd.DataFrame(run["predictions"]).set_index("name") for run in runs]
+    for half in (0, 1):
+        assert set(tables[0].index[tables[0].half == half]) == set(fold.halves[half])
+    names, out = list(fold.halves[1]), {}
+    for k, gas in enumerate(GASES):
+        members = np.array([[p[k] for p in table.predicted[names]] for table in tables])
+        out[gas] = pd.DataFrame({"label": [y[k] for y in tables[0].label[names]],
+                                 "predicted": members.mean(0), "spread": members.std(0, ddof=1),
+                                 "alone": np.abs(members - [y[k] for y in tables[0].label[names]])
+                                 .mean(0)}, index=names)  # fmt: skip
+        out[gas]["size"] = (out[gas].predicted - out[gas].label).abs()
+    return out
+
+
+def test_labels_are_those_of_the_record(labels):
+    record = results.read("mof-co2n2/labels.json")
+    assert record["n_labels"] == len(labels) == 5409  # as the chapter's summary says
+    content = (paths.data() / "mof-co2n2" / "labels.csv").read_bytes()
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
+    assert {cause.split()[2] for cause in record["failed"].values()} == {"Eu", "Be"}
+    assert record["all"]["n_equilibrated"] == labels.equilibrated.sum() > 0.9 * len(labels)
+    batches = record["passes"][0]["batches"]
+    assert batches[4]["crystals"] == max(b["crystals"] for b in batches)
+    assert batches[-1] == batches[4]
+    assert batches[0]["chains_s"] > batches[4]["chains_s"]
+    assert sum(b["crystals"] for b in batches) == len(labels) + len(record["failed"])
+
+
+def test_units_agree(labels):
+    """g/L and mg/g say the same as mol/kg: no factor of two."""
+    for gas, mass in (("co2", 44.01), ("n2", 28.0134)):
+        some = labels[labels[f"{gas}_mol_per_kg"] > 0.01]
+        ratio = some[f"{gas}_mg_per_g"] / some[f"{gas}_mol_per_kg"]
+        assert ratio.to_numpy() == pytest.approx(mass, rel=1e-3)
+        density = pd.Series({n: float(row["cm3_g"]) for n, row in core_mof_table().items()})
+        per_litre = some[f"{gas}_mg_per_g"] * density[some.index]
+        assert np.median(some[f"{gas}_g_per_L"] / per_litre) == pytest.approx(1, abs=1e-3)
+
+
+def test_split_keeps_look_alikes_together(fold):
+    split = results.read("mof-co2n2/split.json")
+    assert split["splits"]["grouped"]["near_duplicate_in_train"]["rest"] == 0
+    assert split["splits"]["grouped"]["test"] == len(fold.halves[1])
+    assert split["splits"]["random"]["near_duplicate_in_train"]["test"] > 100
+
+
+def test_hyper_parameters_are_those_of_nitrogen():
+    here, there = (dict(application(n).hyper_parameters) for n in ("mof-co2n2", "mof-n2"))
+    assert {**here["model"], "outputs": 1} == {"outputs": 1, **there["model"]}
+    assert {**here, "model": 0} == {**there, "model": 0}
+
+
+def test_training_overfits(runs):
+    """Validation stays where it is from the twentieth epoch on, training falls below its half."""
+    for run in runs:
+        history = pd.DataFrame(run["history"])
+        checked = history.dropna(subset="val_mae")
+        late = checked.val_mae[checked.epoch >= 19]
+        assert late.max() - late.min() < 0.05 * late.mean()
+        assert history.train_mae.iloc[-1] < 0.5 * late.iloc[-1]
+
+
+def test_summary_is_of_the_predictions(summary, tested, labels):
+    for gas, column in GASES.items():
+        found, part = summary["outputs"][column], tested[gas]
+        assert labels[column][part.index].to_numpy() == pytest.approx(part.label)
+        assert found["test_mae"] == pytest.approx(part.alone.mean())
+        assert found["mae_of_mean_over_seeds"] == pytest.approx(part["size"].mean())
+    both = np.mean([summary["outputs"][c]["test_mae"] for c in GASES.values()])
+    assert summary["test_mae"] == pytest.approx(both)
+    low, high = summary["interval"]
+    assert low < summary["test_mae"] < high
+    table = pd.read_csv(paths.results("mof-co2n2") / "predictions.csv")
+    for gas, column in GASES.items():
+        mean = table[table.output == column].set_index("name").predicted
+        assert mean[tested[gas].index].to_numpy() == pytest.approx(tested[gas].predicted, abs=1e-3)
+    share = summary["outputs"]["co2_g_per_L"]["test_mae"] / 2 / summary["test_mae"]
+    assert share > 0.9  # "nearly all CO2"
+
+
+def test_errors_are_of_the_predictions(errors, tested):
+    for gas, part in tested.items():
+        found = errors["gases"][gas]
+        assert found["test"]["mae"] == pytest.approx(part["size"].mean())
+        spread = ((part.label - part.label.mean()) ** 2).sum()
+        r2 = 1 - ((part.predicted - part.label) ** 2).sum() / spread
+        assert found["test"]["r2"] == pytest.approx(r2)
+        quarters = part["size"].groupby(pd.qcut(part.label, 4, labels=False)).mean()
+        assert found["mae_by_quarters_of_label"] == pytest.approx(quarters.tolist())
+        inside = part["size"] <= found["intervals"]["constant"]["mean_half_width"]
+        assert found["intervals"]["constant"]["coverage"] == pytest.approx(inside.mean())
+        assert abs(inside.mean() - 0.9) < 0.03
+        assert found["intervals"]["spread"]["coverage"] < 0.6
+        worst = part["size"].nlargest(10).index.tolist()
+        assert [row["name"] for row in found["worst"]] == worst
+
+
+def test_what_is_said_of_carbon_dioxide(errors):
+    found = errors["gases"]["CO2"]
+    assert np.all(np.diff(found["mae_by_quarters_of_label"]) > 0)
+    assert found["pores"]["closed"]["mae"] > found["pores"]["open"]["mae"]
+    assert found["test"]["mae"] > 10 * found["test"]["median_label_error"]
+    assert found["worst_too_high"] == 0
+    for row in found["worst"]:
+        assert -row["error"] > 2.5 * row["spread"]
+        assert -row["error"] > 10 * row["label_error"]
+        assert row["label"] > found["test"]["mean_label"]
+
+
+def test_selectivity(errors, tested):
+    found, least = errors["selectivity"], errors["selectivity"]["least_n2"]
+    kept = tested["N2"].label >= least
+    assert found["n"] == kept.sum()
+    ratios = []
+    for column in ("label", "predicted"):
+        co2, n2 = (tested[gas][column][kept].clip(lower=least) for gas in GASES)
+        ratios.append(co2 / 44.01 / (n2 / 28.0134) * 0.85 / 0.15)
+    simulated, predicted = ratios
+    factor = np.exp(np.abs(np.log(predicted / simulated)))
+    assert found["median_factor"] == pytest.approx(factor.median(), rel=1e-3)
+    assert abs(found["n_within_factor_2"] - (factor <= 2).sum()) <= 1
+    correlation = simulated.corr(predicted, method="spearman")
+    assert found["spearman"] == pytest.approx(correlation, abs=1e-3)
+
+
+def test_exercise_on_the_mean_of_two(errors, tested):
+    scaled = {gas: part["size"].mean() / part.label.std() for gas, part in tested.items()}
+    assert scaled["CO2"] < scaled["N2"]
+    lazy = {gas: errors["gases"][gas]["always_the_mean"]["test_mae"] / 2 for gas in GASES}
+    assert lazy["N2"] < 2 < 40 < lazy["CO2"]
+
+
+def test_outputs_can_be_asked_for(labels, fold, runs):
+    """The shipped networks give the recorded predictions, in the order of the gases."""
+    small = min(fold.halves[1], key=lambda n: labels.co2_molecules_per_cell[n])
+    crystal = application("mof-co2n2").crystal(small)
+    place = [p["name"] for p in runs[0]["predictions"]].index(small)
+    for k, column in enumerate(GASES.values()):
+        ensemble = load_model(f"mof-co2n2:{column}")
+        values = ensemble.values(ensemble.windows(crystal))
+        recorded = [run["predictions"][place]["predicted"][k] for run in runs]
+        assert values == pytest.approx(recorded, rel=2e-3, abs=2e-3)
+
+
+@histogram_is_there
+def test_the_histogram_is_of_the_same_crystals(fold):
+    found = results.read("mof-co2n2/energy_histogram.json")["splits"][0]
+    assert found["n_test"] == len(fold.halves[1])
+    assert found["interval"][0] < found["test_mae"] < found["interval"][1]

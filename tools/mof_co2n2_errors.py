@@ -1,0 +1,116 @@
+"""Where the models of mof-co2n2 err: by gas, by size of the uptake, and in the selectivity.
+
+The mean over the seeds is compared with the labels, on both halves of the rest of fold 0. Intervals
+of 90 % are fitted on the validation half and counted on the test half. The selectivity of CO2 over
+N2, (x_CO2 / x_N2) / (y_CO2 / y_N2), is that of the two uptakes; crystals with less N2 than LEAST
+have none, because their label is mostly noise, and a prediction below LEAST counts as LEAST. The
+result is data/results/mof-co2n2/errors.json; it is made of the files that `x3mat train mof-co2n2`
+wrote, in seconds.
+
+example:
+  python tools/mof_co2n2_errors.py
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pandas as pd
+from intervals import intervals
+from mof_n2_errors import GEOMETRY, HALVES, NITROGEN, WORST, statistics
+from scipy.stats import spearmanr
+
+from x3mat import databases, paths, results
+from x3mat.applications import application
+from x3mat_gcmc.forcefield import guest
+
+NAME, GASES = "mof-co2n2", ("CO2", "N2")
+LEAST = 0.05  # g/L of N2; the median error of labels is about as large
+TOP = 0.1  # share of the test crystals that a screening would keep
+
+
+def predictions() -> dict[str, pd.DataFrame]:
+    """By gas, all crystals of the rest: half, label, mean and spread of the seeds, geometry."""
+    files = sorted((paths.results(NAME) / "runs").glob("fold0-seed*.json"))
+    runs = [pd.DataFrame(results.read_json(f)["predictions"]).set_index("name") for f in files]
+    names = runs[0].index
+    members = np.stack([np.stack(run.predicted.loc[names]) for run in runs])  # (M, N, gases)
+    labels = application(NAME).labels().loc[names]
+    known = pd.DataFrame.from_dict(databases.core_mof_table(), orient="index").loc[names]
+    out = {}
+    for k, gas in enumerate(GASES):
+        low, column = gas.lower(), application(NAME).columns[k]
+        table = pd.DataFrame({"half": runs[0].half, "label": labels[column],
+                              "predicted": members[:, :, k].mean(0),
+                              "spread": members[:, :, k].std(0, ddof=1)})  # fmt: skip
+        table["error"], table["size"] = (e := table.predicted - table.label), e.abs()
+        share = labels[f"{low}_error_mol_per_kg"] / labels[f"{low}_mol_per_kg"]
+        table["label_error"] = share * table.label
+        table["gap"] = labels[f"{low}_gap"]
+        table[list(GEOMETRY.values())] = known[list(GEOMETRY)].astype(float)
+        out[gas] = table
+    return out
+
+
+def selectivities(tables: dict[str, pd.DataFrame], column: str) -> pd.Series:
+    """Of CO2 over N2, from uptakes in g/L of the gas 15:85."""
+    moles = [tables[gas][column].clip(lower=LEAST) / guest(gas)["molar_mass"] for gas in GASES]
+    return moles[0] / moles[1] * 0.85 / 0.15
+
+
+def found(label: pd.Series, predicted: pd.Series) -> float:
+    """Which share of the crystals with the greatest labels is among the greatest predictions."""
+    n = round(TOP * len(label))
+    return len(label.nlargest(n).index.intersection(predicted.nlargest(n).index)) / n
+
+
+def errors() -> dict:
+    """Content of errors.json."""
+    app, tables = application(NAME), predictions()
+    out: dict = {"unit": app.unit, "members": 3, "fold": 0, "gases": {}}
+    for k, gas in enumerate(GASES):
+        parts = [tables[gas][tables[gas].half == half] for half in (0, 1)]
+        test, narrow = parts[1], parts[1].PLD_A < NITROGEN
+        mean = app.labels()[app.columns[k]][list(app.folds()[0].train)].mean()
+        worst = test.nlargest(WORST, "size").drop(columns="half")
+        out["gases"][gas] = {
+            **dict(zip(HALVES, map(statistics, parts), strict=True)),
+            "always_the_mean": {"mean": mean, "test_mae": (test.label - mean).abs().mean()},
+            "share_of_mean_label": test["size"].mean() / test.label.mean(),
+            "mae_by_quarters_of_label": list(
+                test["size"].groupby(pd.qcut(test.label, 4, labels=False)).mean()),
+            "spearman": float(spearmanr(test.label, test.predicted).statistic),
+            "found_of_top_tenth": found(test.label, test.predicted),
+            "intervals": intervals(*parts),
+            "pores": {"limit_A": NITROGEN, "closed": statistics(test[narrow]),
+                      "open": statistics(test[~narrow])},
+            "worst": [{"name": name, **row} for name, row in worst.to_dict("index").items()],
+            "worst_closed": int(narrow[worst.index].sum()),
+            "worst_too_high": int((worst.error > 0).sum()),
+        }  # fmt: skip
+    kept = (tables["N2"].half == 1) & (tables["N2"].label >= LEAST)
+    label, predicted = (selectivities(tables, c)[kept] for c in ("label", "predicted"))
+    factor = np.exp(np.abs(np.log(predicted / label)))
+    out["selectivity"] = {
+        "least_n2": LEAST, "n": int(kept.sum()), "n_left_out": int((tables["N2"].half == 1).sum()
+                                                                   - kept.sum()),
+        "percentiles_5_50_95": np.percentile(label, [5, 50, 95]),
+        "spearman": float(spearmanr(label, predicted).statistic),
+        "median_factor": factor.median(), "n_within_factor_2": int((factor <= 2).sum()),
+        "found_of_top_tenth": found(label, predicted),
+    }  # fmt: skip
+    return out
+
+
+def main() -> None:
+    """Command line."""
+    start, payload = time.perf_counter(), errors()
+    results.write(f"{NAME}/errors.json", payload, seed=None, wall_s=time.perf_counter() - start,
+                  command="python tools/mof_co2n2_errors.py")  # fmt: skip
+    print(json.dumps(results.plain(payload), indent=1))
+
+
+if __name__ == "__main__":
+    main()
