@@ -13,7 +13,7 @@ from x3mat.applications import application
 from x3mat.databases import core_mof_table
 from x3mat.predict import load_model
 
-GASES = {"CO2": "co2_g_per_L", "N2": "n2_g_per_L"}
+GASES = "CO2", "N2"
 histogram_is_there = pytest.mark.skipif(
     not paths.results("mof-co2n2/energy_histogram.json").exists(), reason="no baseline yet"
 )
@@ -77,13 +77,14 @@ def test_labels_are_those_of_the_record(labels):
 
 def test_units_agree(labels):
     """g/L and mg/g say the same as mol/kg: no factor of two."""
-    for gas, mass in (("co2", 44.01), ("n2", 28.0134)):
+    for name, mass in (("CO2", 44.01), ("N2", 28.0134)):
+        gas = name.lower()
         some = labels[labels[f"{gas}_mol_per_kg"] > 0.01]
         ratio = some[f"{gas}_mg_per_g"] / some[f"{gas}_mol_per_kg"]
         assert ratio.to_numpy() == pytest.approx(mass, rel=1e-3)
         density = pd.Series({n: float(row["cm3_g"]) for n, row in core_mof_table().items()})
         per_litre = some[f"{gas}_mg_per_g"] * density[some.index]
-        assert np.median(some[f"{gas}_g_per_L"] / per_litre) == pytest.approx(1, abs=1e-3)
+        assert np.median(some[name] / per_litre) == pytest.approx(1, abs=1e-3)
 
 
 def test_split_keeps_look_alikes_together(fold):
@@ -110,20 +111,20 @@ def test_training_overfits(runs):
 
 
 def test_summary_is_of_the_predictions(summary, tested, labels):
-    for gas, column in GASES.items():
-        found, part = summary["outputs"][column], tested[gas]
-        assert labels[column][part.index].to_numpy() == pytest.approx(part.label)
+    for gas in GASES:
+        found, part = summary["outputs"][gas], tested[gas]
+        assert labels[gas][part.index].to_numpy() == pytest.approx(part.label)
         assert found["test_mae"] == pytest.approx(part.alone.mean())
         assert found["mae_of_mean_over_seeds"] == pytest.approx(part["size"].mean())
-    both = np.mean([summary["outputs"][c]["test_mae"] for c in GASES.values()])
+    both = np.mean([summary["outputs"][gas]["test_mae"] for gas in GASES])
     assert summary["test_mae"] == pytest.approx(both)
     low, high = summary["interval"]
     assert low < summary["test_mae"] < high
     table = pd.read_csv(paths.results("mof-co2n2") / "predictions.csv")
-    for gas, column in GASES.items():
-        mean = table[table.output == column].set_index("name").predicted
+    for gas in GASES:
+        mean = table[table.output == gas].set_index("name").predicted
         assert mean[tested[gas].index].to_numpy() == pytest.approx(tested[gas].predicted, abs=1e-3)
-    share = summary["outputs"]["co2_g_per_L"]["test_mae"] / 2 / summary["test_mae"]
+    share = summary["outputs"]["CO2"]["test_mae"] / 2 / summary["test_mae"]
     assert share > 0.9  # "nearly all CO2"
 
 
@@ -184,11 +185,25 @@ def test_outputs_can_be_asked_for(labels, fold, runs):
     small = min(fold.halves[1], key=lambda n: labels.co2_molecules_per_cell[n])
     crystal = application("mof-co2n2").crystal(small)
     place = [p["name"] for p in runs[0]["predictions"]].index(small)
-    for k, column in enumerate(GASES.values()):
-        ensemble = load_model(f"mof-co2n2:{column}")
+    for k, gas in enumerate(GASES):
+        ensemble = load_model(f"mof-co2n2:{gas}")
         values = ensemble.values(ensemble.windows(crystal))
         recorded = [run["predictions"][place]["predicted"][k] for run in runs]
         assert values == pytest.approx(recorded, rel=2e-3, abs=2e-3)
+
+
+def test_charges_make_the_worst(errors, fold):
+    found = results.read("mof-co2n2/charges.json")
+    assert [r["name"] for r in found["worst"]["rows"]] == [
+        r["name"] for r in errors["gases"]["CO2"]["worst"]
+    ]
+    assert {r["name"] for r in found["random"]["rows"]} <= set(fold.halves[1])
+    for part in (found["worst"], found["random"]):
+        share = [r["without_charges"] / r["label"] for r in part["rows"]]
+        assert part["median_share"] == pytest.approx(np.median(share))
+        assert part["greatest_share"] == pytest.approx(max(share))
+    assert found["worst"]["greatest_share"] < 0.5
+    assert found["worst"]["median_share"] < found["random"]["median_share"]
 
 
 @histogram_is_there

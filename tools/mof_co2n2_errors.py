@@ -7,15 +7,23 @@ have none, because their label is mostly noise, and a prediction below LEAST cou
 result is data/results/mof-co2n2/errors.json; it is made of the files that `x3mat train mof-co2n2`
 wrote, in seconds.
 
-example:
+With --charges the ten test crystals whose CO2 is predicted worst, and ten drawn at random from the
+test half, are simulated again without any charges, in minutes: what they then take up shows how
+much of the label is due to charges. The result is data/results/mof-co2n2/charges.json.
+
+examples:
   python tools/mof_co2n2_errors.py
+  python tools/mof_co2n2_errors.py --charges
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
+from dataclasses import asdict, replace
 
+import mof_labels
 import numpy as np
 import pandas as pd
 from intervals import intervals
@@ -24,11 +32,13 @@ from scipy.stats import spearmanr
 
 from x3mat import databases, paths, results
 from x3mat.applications import application
+from x3mat_gcmc import Framework, gcmc
 from x3mat_gcmc.forcefield import guest
 
 NAME, GASES = "mof-co2n2", ("CO2", "N2")
 LEAST = 0.05  # g/L of N2; the median error of labels is about as large
 TOP = 0.1  # share of the test crystals that a screening would keep
+BARE = replace(mof_labels.PLANS[NAME].passes[0], charges="none", seed=2)
 
 
 def predictions() -> dict[str, pd.DataFrame]:
@@ -41,8 +51,8 @@ def predictions() -> dict[str, pd.DataFrame]:
     known = pd.DataFrame.from_dict(databases.core_mof_table(), orient="index").loc[names]
     out = {}
     for k, gas in enumerate(GASES):
-        low, column = gas.lower(), application(NAME).columns[k]
-        table = pd.DataFrame({"half": runs[0].half, "label": labels[column],
+        low = gas.lower()
+        table = pd.DataFrame({"half": runs[0].half, "label": labels[gas],
                               "predicted": members[:, :, k].mean(0),
                               "spread": members[:, :, k].std(0, ddof=1)})  # fmt: skip
         table["error"], table["size"] = (e := table.predicted - table.label), e.abs()
@@ -70,10 +80,10 @@ def errors() -> dict:
     """Content of errors.json."""
     app, tables = application(NAME), predictions()
     out: dict = {"unit": app.unit, "members": 3, "fold": 0, "gases": {}}
-    for k, gas in enumerate(GASES):
+    for gas in GASES:
         parts = [tables[gas][tables[gas].half == half] for half in (0, 1)]
         test, narrow = parts[1], parts[1].PLD_A < NITROGEN
-        mean = app.labels()[app.columns[k]][list(app.folds()[0].train)].mean()
+        mean = app.labels()[gas][list(app.folds()[0].train)].mean()
         worst = test.nlargest(WORST, "size").drop(columns="half")
         out["gases"][gas] = {
             **dict(zip(HALVES, map(statistics, parts), strict=True)),
@@ -104,11 +114,37 @@ def errors() -> dict:
     return out
 
 
+def charges() -> dict:
+    """Content of charges.json."""
+    test = predictions()["CO2"].query("half == 1")
+    chosen = {"worst": test.nlargest(WORST, "size").index.tolist(), "random": np.random.default_rng(
+        0).choice(sorted(test.index), WORST, replace=False).tolist()}  # fmt: skip
+    out: dict = {"unit": "g/L", "gas": "CO2", "settings": asdict(BARE)}
+    for kind, names in chosen.items():
+        crystals = [databases.core_mof(name, symprec=0.0) for name in names]
+        frameworks = [Framework(c.lattice, c.species, c.frac_coords, None, c.name)
+                      for c in crystals]  # fmt: skip
+        loadings = [found.loadings["CO2"] for found in gcmc(frameworks, BARE, progress=True)]
+        rows = [{"name": name, "label": test.label[name], "predicted": test.predicted[name],
+                 "without_charges": x.g_per_L, "error": x.error_g_per_L}
+                for name, x in zip(names, loadings, strict=True)]  # fmt: skip
+        share = [row["without_charges"] / row["label"] for row in rows]
+        out[kind] = {"n": len(rows), "median_share": np.median(share), "least_share": min(share),
+                     "greatest_share": max(share), "rows": rows}  # fmt: skip
+    return out
+
+
 def main() -> None:
     """Command line."""
-    start, payload = time.perf_counter(), errors()
-    results.write(f"{NAME}/errors.json", payload, seed=None, wall_s=time.perf_counter() - start,
-                  command="python tools/mof_co2n2_errors.py")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--charges", action="store_true", help="simulate some without charges")
+    start, again = time.perf_counter(), parser.parse_args().charges
+    payload = charges() if again else errors()
+    results.write(f"{NAME}/{'charges' if again else 'errors'}.json", payload,
+                  seed=BARE.seed if again else None, wall_s=time.perf_counter() - start,
+                  command="python tools/mof_co2n2_errors.py" + again * " --charges")  # fmt: skip
     print(json.dumps(results.plain(payload), indent=1))
 
 

@@ -34,15 +34,15 @@ class Fold:
 class Application:
     """A property to be learned, as ``data/<name>/application.json`` states it.
 
-    Labels are read from ``data/<name>/labels.csv``. Where they are others', so that none may appear
-    among results, ``source`` says where in the folder of external data they are: the ``file`` (CSV
-    or npz), its column with the ``name`` of crystals, which of its columns ours are, and where to
-    get it (``remedy``). ``hyper_parameters`` are those that its training sets differently from
-    :class:`x3mat.training.TrainConfig`, the model's under "model". ``drawn`` says that there are
-    thousands of crystals: windows are cut when they are needed, and there is one split, whose first
-    half of the rest is for validation and whose second half is the test set; further entries of
-    ``folds.json`` are other splits of the same crystals. A model remembers the range of the
-    descriptors ``ranges`` in its training set, to warn outside of it.
+    Labels are read from ``data/<name>/labels.csv``, where some columns may be ``renamed``. If they
+    are others' and may not appear among results, ``source`` says where in the folder of external
+    data they are: the ``file`` (CSV or npz), its column with the ``name`` of crystals, which of its
+    columns ours are, and where to get it (``remedy``). ``hyper_parameters`` are those that its
+    training sets differently from :class:`x3mat.training.TrainConfig`, the model's under "model".
+    ``drawn`` says that there are thousands of crystals: windows are cut when they are needed, and
+    there is one split, whose first half of the rest is for validation and whose second half is the
+    test set; further entries of ``folds.json`` are other splits of the same crystals. A model
+    remembers the range of the descriptors ``ranges`` in its training set, to warn outside of it.
     """
 
     name: str  # also the folder of its data, results and models
@@ -53,6 +53,7 @@ class Application:
     database: str  # of its crystals, one of x3mat.databases.DATABASES
     hyper_parameters: dict
     source: dict | None = None
+    renamed: dict | None = None
     ranges: tuple[str, ...] = ("density", "void_fraction", "largest_cavity")
     drawn: bool = False
 
@@ -72,7 +73,7 @@ class Application:
         if not path.is_file():
             raise DataError(path, "the table of labels is missing", remedy)
         if not self.source:
-            return pd.read_csv(path, index_col=0)
+            return pd.read_csv(path, index_col=0).rename(columns=self.renamed or {})
         theirs = {"name": self.source["name"], **self.source["columns"]}
         with np.load(path) if path.suffix == ".npz" else nullcontext(pd.read_csv(path)) as file:
             table = pd.DataFrame({ours: file[column] for ours, column in theirs.items()})

@@ -791,9 +791,8 @@ def summarize(application: Application) -> dict:
     rows = rows[rows.seed.isin(seeds)]
     scores, shown, errors = zip(
         *(_scores(part) for _, part in rows.groupby("output", sort=False)), strict=True)
-    hidden = ["label"] * bool(application.source)  # labels of others are not written down
-    shown = pd.concat(shown).drop(columns=hidden + ["output"] * (len(scores) == 1))
-    shown.round(4).to_csv(folder / "predictions.csv")
+    hidden = ["label"] * bool(application.source) + ["output"] * (len(scores) == 1)
+    pd.concat(shown).drop(columns=hidden).round(4).to_csv(folder / "predictions.csv")
     used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
     summary = {
         "application": application.name, "property": application.property,
