@@ -100,6 +100,14 @@ def test_hyper_parameters_are_those_of_nitrogen():
     assert {**here, "model": 0} == {**there, "model": 0}
 
 
+def test_nitrogen_has_hardly_any_weight(fold, labels):
+    """One scale for both: the share of an output in the loss is that of its deviations."""
+    deviations = labels.loc[list(fold.train), list(GASES)].std()
+    scale = load_model("mof-co2n2:CO2").members[0].scale
+    assert scale.tolist() == pytest.approx(deviations.tolist(), rel=0.01)
+    assert deviations.N2 / deviations.sum() < 0.05
+
+
 def test_training_overfits(runs):
     """Validation stays where it is from the twentieth epoch on, training falls below its half."""
     for run in runs:

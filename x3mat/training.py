@@ -1,10 +1,10 @@
 """Training: a loss on the mean of contributions, with the exact gradient in bounded memory.
 
 A crystal's prediction is Ŷ = Σ_w m_w y_w / Σ_w m_w over its windows with multiplicities m_w, and
-only Ŷ has a label. The loss |Ŷ − Y| / s (s: standard deviation of the training targets) reaches
-the windows through dL/dy_w = m_w / Σ m · dL/dŶ, one number for all windows of a crystal. So windows
-are pushed through the network in chunks whose activations are dropped and recomputed in the
-backward pass: memory is bounded by the chunk, the gradient is that of the whole batch.
+only Ŷ has a label. The loss |Ŷ − Y| / s (s: standard deviation of the training targets; of several
+outputs, means of both) reaches the windows through dL/dy_w = m_w / Σ m · dL/dŶ, one number for all
+windows of a crystal. So windows are pushed through the network in chunks whose activations are
+dropped and recomputed in the backward pass: memory is bounded by the chunk, the gradient is exact.
 """
 
 from __future__ import annotations
