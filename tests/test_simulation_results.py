@@ -66,4 +66,6 @@ def test_worst_of_the_mixture_bind_co2_strongly():
 
 
 def test_starts_of_the_mixture_agree_in_co2():  # as tools/mof_labels.py says
-    assert results.read("gcmc/co2-n2-all.json")["summary"]["CO2"]["start"]["max_abs_gap"] < 0.05
+    gaps = results.read("gcmc/co2-n2-all.json")["summary"]["CO2"]["start"]
+    assert gaps["median_abs_gap"] < 0.015
+    assert gaps["max_abs_gap"] < 0.1
