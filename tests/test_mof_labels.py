@@ -167,6 +167,9 @@ def test_a_batch_is_as_large_as_time_allows():
     took = [(100, 60 + 100 * 0.05), (1000, 60 + 1000 * 0.05)]  # s, of its own and for each
     assert mof_labels.in_time(took, 200) == pytest.approx((180 - 60) / 0.05, rel=0.01)
     assert mof_labels.in_time(took, 60) == 0
+    took = [(500, 163.0), (982, 145.0)]  # the larger one was the faster
+    assert mof_labels.in_time(took, 200) == pytest.approx((180 - 116) / (29 / 982), rel=0.01)
+    assert mof_labels.in_time(took, 120) == 0
 
 
 def test_target_is_of_error_and_of_gap():

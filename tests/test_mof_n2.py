@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from x3mat import paths, results
 from x3mat.applications import application
+from x3mat.model import WindowGraph
 from x3mat.predict import available_models, load_model
 from x3mat_book import densities
 
@@ -196,6 +199,64 @@ def test_map_of_mof_76(fold):
             assert of_atoms < -of_map
             assert values.min() > reference.min()
     assert values.max() < 807
+
+
+def test_error_falls_with_the_radius_up_to_5_angstrom():
+    found = results.read("mof-n2/radii.json")
+    assert (found["half"], found["n"]) == ("validation", 300)
+    assert (found["seeds"], found["jobs"]) == ([0, 1], 4)
+    rows = {row["value"]: row for row in found["rows"]}
+    assert list(rows) == [3, 4, 5, 6, 8, 10]  # the chapter names rows by their numbers
+    assert {(row["n_train"], *row["epochs"]) for row in found["rows"]} == {(1000, 20, 20)}
+    for smaller, larger in ((3, 4), (4, 5), (4, 6)):
+        assert min(rows[smaller]["mae_of_each_seed"]) > max(rows[larger]["mae_of_each_seed"])
+    mean = {value: row["mae"] for value, row in rows.items()}
+    assert min(mean, key=mean.get) == 6
+    enough = [mean[value] for value in (5, 6, 8, 10)]
+    assert max(enough) - min(enough) < abs(np.diff(rows[10]["mae_of_each_seed"]))[0]
+    seconds = [np.mean(row["seconds"]) for row in found["rows"]]
+    assert max(seconds) < 1.25 * min(seconds)  # "hardly depends"
+
+
+def test_grid_matters_less():
+    found = results.read("mof-n2/steps.json")
+    assert (found["half"], found["n"]) == ("validation", 300)  # 300 also divides windows there
+    rows = found["rows"]
+    assert [row["value"] for row in rows] == [1, 2, 3, 4, 6]
+    assert application("mof-n2").hyper_parameters["model"].get("step", 2.0) == 2.0
+    change = [row["mean_change_from_first"] for row in rows]
+    assert change[0] == 0
+    assert change == sorted(change)
+    assert change[1] < rows[1]["mae"] / 10
+    mae = [row["mae"] for row in rows]
+    assert max(mae[:3]) - min(mae[:3]) < 0.2
+    assert mae[3] > mae[2] + 1
+    assert rows[2]["windows"] < rows[1]["windows"] / 2
+    assert rows[2]["predicted_s"] > 0.8 * rows[1]["predicted_s"]  # "saves little time"
+
+
+def test_windows_hear_of_atoms_8_angstrom_outside():
+    """A row of atoms, 3 Å apart, of which the window holds the first two: two more matter."""
+    model = deepcopy(load_model("mof-n2").members[0]).double()
+    config = model.config
+    assert (config.encoding, config.layers, config.cutoff, config.radius, config.step) == (
+        "crystal", 2, 4.0, 6.0, 2.0)  # fmt: skip
+    src = torch.tensor([0, 1, 1, 2, 2, 3, 3, 4])
+    dst = torch.tensor([1, 0, 2, 1, 3, 2, 4, 3])
+    vector = 3.0 * (dst - src)[:, None] * torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+    positions = torch.tensor([[1.0, 0.5, 0.0], [4.0, 0.5, 0.0]], dtype=torch.float64)
+
+    def contribution(species, n):
+        graph = WindowGraph(positions[:n], torch.tensor(species), torch.zeros(n, dtype=torch.long),
+                            src, dst, 1, torch.arange(n), vector)  # fmt: skip
+        with torch.no_grad():
+            return model.network(graph).item()
+
+    usual, empty = contribution([6] * 5, 2), contribution([6] * 5, 0)
+    for changed in range(5):
+        species = [8 if i == changed else 6 for i in range(5)]
+        assert (contribution(species, 2) != usual) == (changed < 4)
+        assert contribution(species, 0) == empty
 
 
 @longer_is_there

@@ -41,11 +41,13 @@ from x3mat.sampling import Windows, sample_windows
 from x3mat.screening import evaluate, for_each
 from x3mat.training import TrainConfig, crystals_of, train, train_config
 
-SIZES = 100, 300, 1000, 2000
-RADII = 3.0, 4.0, 5.0, 6.0, 8.0, 10.0  # Å
-STEPS = 1.0, 1.5, 2.0, 3.0, 4.0  # Å
+USUAL = {  # values: crystals, Å, Å
+    "sizes": (100, 300, 1000, 2000), "radii": (3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
+    "steps": (1.0, 1.5, 2.0, 3.0, 4.0),
+}  # fmt: skip
 LEAST_STEPS = 1500  # of a training on few crystals
 BRIEF = 1000, 20  # crystals and epochs of the trainings with several radii
+COSTS = "seconds", "peak_gib", "epochs"  # what is kept of a training
 
 
 def part(names: Sequence[str], seed: int, n: int) -> list[str]:
@@ -78,7 +80,7 @@ def trained(name: str, folder: Path, n: int, config: TrainConfig, device: str) -
     if not file.exists():
         split = chosen.folds()[0]
         learn = part(split.train, config.seed, n)
-        check = part(split.halves[0], 0, 100)
+        check = part(split.halves[0], 0, min(n, 100))
         data = [crystals_of(chosen, names, config, training=i == 0)
                 for i, names in enumerate((learn, check))]  # fmt: skip
         if device == "cuda":
@@ -88,7 +90,7 @@ def trained(name: str, folder: Path, n: int, config: TrainConfig, device: str) -
         peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
         save_checkpoint(file, result.model, {"seconds": result.wall_s, "peak_gib": peak,
                                              "epochs": config.epochs})  # fmt: skip
-    return {k: load_checkpoint(file)[1][k] for k in ("seconds", "peak_gib", "epochs")}
+    return {k: load_checkpoint(file)[1][k] for k in COSTS}
 
 
 def _cut(name: str, radius: float, step: float, crystal: str) -> tuple[int, Windows]:
@@ -106,13 +108,72 @@ def predicted(models: Sequence[X3Mat], name: str, crystals: Sequence[str], step:
     return np.stack([y for _, y in found], 1), sum(n for n, _ in found)
 
 
+def kept(runs: Path, name: str, what: str, job: tuple) -> Path:
+    """Folder of a training's states."""
+    value, seed, n, config = job
+    if what == "radii":  # of which others may be longer
+        what += f"-{n}-crystals-{config.epochs}-epochs"
+    return runs / "convergence" / name / what / f"{value:g}-seed{seed}"
+
+
+def train_all(args: argparse.Namespace, jobs: Sequence[tuple]) -> tuple[list[Path], list[dict]]:
+    """Files of all networks, and what each training took."""
+    folders = [kept(args.runs, args.application, args.what, job) for job in jobs]
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        futures = [pool.submit(trained, args.application, folder, n, config, args.device)
+                   for folder, (_, _, n, config) in zip(folders, jobs, strict=True)]  # fmt: skip
+        for future in tqdm(as_completed(futures), "trainings", len(futures)):
+            future.result()
+    return [folder / "model.pt" for folder in folders], [f.result() for f in futures]
+
+
+def rows_of_trainings(args: argparse.Namespace, names: Sequence[str]) -> list[dict]:
+    """For each value the means that its networks, one of each seed, predict, and their costs."""
+    jobs = plan(args.what, args.application, args.values, args.seeds, tuple(args.brief))
+    files, costs = train_all(args, jobs)
+    rows = []  # networks of one radius read the same windows
+    for group in [args.values] if args.what == "sizes" else [[v] for v in args.values]:
+        here = [i for i, job in enumerate(jobs) if job[0] in group]
+        models = [load_checkpoint(files[i])[0].to(args.device) for i in here]
+        found, windows = predicted(models, args.application, names, models[0].config.step)
+        for value in group:
+            mine = [j for j, i in enumerate(here) if jobs[i][0] == value]
+            rows.append({"value": value, "windows": windows, "found": found[mine],
+                         "n_train": jobs[here[mine[0]]][2],
+                         **{k: [costs[here[j]][k] for j in mine] for k in COSTS}})  # fmt: skip
+    return rows
+
+
+def rows_of_steps(args: argparse.Namespace, names: Sequence[str]) -> list[dict]:
+    """For each spacing of the grid the means that the shipped networks predict."""
+    models, rows = [m.to(args.device) for m in load_model(args.application).members], []
+    for step in args.values:
+        begun = time.perf_counter()
+        found, windows = predicted(models, args.application, names, step)
+        change = np.abs(found - rows[0]["found"]).mean() if rows else 0.0
+        rows.append({"value": step, "predicted_s": time.perf_counter() - begun, "found": found,
+                     "windows": windows, "mean_change_from_first": change})  # fmt: skip
+    return rows
+
+
+def with_errors(rows: Sequence[dict], labels: np.ndarray) -> list[dict]:
+    """Rows with errors in the place of what was found, (models, crystals, outputs)."""
+    out = []
+    for row in rows:
+        found, each = row["found"], np.abs(row["found"] - labels).mean((1, 2))
+        out.append({**{k: v for k, v in row.items() if k != "found"},
+                    "mae_of_each_seed": each, "mae": each.mean(),
+                    "mae_of_mean_over_seeds": np.abs(found.mean(0) - labels).mean()})  # fmt: skip
+    return out
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("application", help="as x3mat data list names it")
-    parser.add_argument("what", choices=["sizes", "radii", "steps"])
+    parser.add_argument("what", choices=list(USUAL))
     parser.add_argument("--values", type=float, nargs="+", help="instead of the usual ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -123,52 +184,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
     args = parser.parse_args()
     start, chosen = time.perf_counter(), application(args.application)
-    usual = {"sizes": SIZES, "radii": RADII, "steps": STEPS}[args.what]
-    values = args.values or list(usual)
+    args.values = args.values or list(USUAL[args.what])
     half = int(args.what == "sizes")
     names = chosen.folds()[0].halves[half][: args.limit]
     labels = chosen.labels().loc[list(names), list(chosen.columns)].to_numpy(float)
-    rows = []
-    if args.what == "steps":
-        models = [m.to(args.device) for m in load_model(args.application).members]
-        for step in values:
-            begun = time.perf_counter()
-            found, windows = predicted(models, args.application, names, step)
-            rows.append({"value": step, "predicted_s": time.perf_counter() - begun,
-                         "windows": windows, "mae_of_each_seed":
-                         np.abs(found - labels).mean((1, 2)), "found": found})  # fmt: skip
-    else:
-        jobs = plan(args.what, args.application, values, args.seeds, tuple(args.brief))
-        folder = args.runs / "convergence" / args.application / args.what
-        folders = [folder / f"{value:g}-seed{seed}" for value, seed, *_ in jobs]
-        context = get_context("spawn")
-        with ProcessPoolExecutor(args.jobs, context) as pool:
-            futures = [pool.submit(trained, args.application, place, n, config, args.device)
-                       for place, (_, _, n, config) in zip(folders, jobs, strict=True)]  # fmt: skip
-            for future in tqdm(as_completed(futures), "trainings", len(futures)):
-                future.result()
-            costs = [future.result() for future in futures]
-        for group in ([values] if args.what == "sizes" else [[v] for v in values]):
-            here = [i for i, job in enumerate(jobs) if job[0] in group]
-            models = [load_checkpoint(folders[i] / "model.pt")[0].to(args.device).eval()
-                      for i in here]  # fmt: skip
-            found, windows = predicted(models, args.application, names, models[0].config.step)
-            for value in group:
-                mine = [j for j, i in enumerate(here) if jobs[i][0] == value]
-                rows.append({
-                    "value": value, "windows": windows, "found": found[mine],
-                    "mae_of_each_seed": np.abs(found[mine] - labels).mean((1, 2)),
-                    "n_train": jobs[here[mine[0]]][2],
-                    **{k: [costs[here[j]][k] for j in mine]
-                       for k in ("seconds", "peak_gib", "epochs")},
-                })  # fmt: skip
-    fine = rows[0]["found"]
-    for row in rows:
-        found = row.pop("found")
-        row["mae"] = np.mean(row["mae_of_each_seed"])
-        row["mae_of_mean_over_seeds"] = np.abs(found.mean(0) - labels).mean()
-        if args.what == "steps":
-            row["mean_change_from_first"] = np.abs(found - fine).mean()
+    rows = (rows_of_steps if args.what == "steps" else rows_of_trainings)(args, names)
+    rows = with_errors(rows, labels)
     results.write(
         f"{args.application}/{args.what}.json",
         {"application": args.application, "unit": chosen.unit, "jobs": args.jobs,

@@ -18,14 +18,14 @@ At 77 K every other chain starts from the filled framework. The gap between the 
 where pores are full, short chains stay below long ones from either start. How far is in
 data/results/mof-n2/longer.json (tools/mof_n2_errors.py --longer). At 298 K all chains start from
 the empty framework: to fill it takes long, and CO2 in the 20 MOFs of
-data/results/gcmc/co2-n2-all.json differs by less than 5 % between the starts.
+data/results/gcmc/co2-n2-all.json differs by 1 % between the starts (median; 10 % at most).
 
 Steps, each resumable: `run` appends a line for each finished crystal to rows.jsonl below --runs and
 leaves out the lines that are there; `table` makes labels.csv in the data set's folder and the
 record labels.json among its results of them. Crystals can be packed into one file first, with which
 a run needs numpy, scipy, tqdm and numba (for NVIDIA cards also numba-cuda) only, and for predicted
 charges x3mat. On CUDA a batch should be as large as memory allows (a crystal takes about 1.5 MB,
-with charges 6 MB), because a launch ends with its slowest chain.
+with charges 4 MB), because a launch ends with its slowest chain.
 
 examples:
   python tools/mof_labels.py run mof-n2 --device cuda                all crystals, first pass
@@ -181,7 +181,9 @@ def in_time(known: Sequence[tuple[int, float]], left: float) -> float:
     """How many crystals a batch may have to end in `left` seconds, by what earlier ones took.
 
     A launch takes a time of its own, that of its slowest chain, and some for each crystal; of one
-    batch the two cannot be told apart. A tenth of the time is kept for what is not known.
+    batch the two cannot be told apart. How slow the slowest chain is differs between batches; of
+    the last one the own time is taken as 0.8 at most. A tenth of the time is kept for what is not
+    known.
     """
     if left <= 0:
         return 0
@@ -190,8 +192,8 @@ def in_time(known: Sequence[tuple[int, float]], left: float) -> float:
     (n, took), own = known[-1], 0.0
     for m, other in known[:-1]:
         if m < n:
-            own = max(0.0, (other * n - took * m) / (n - m))
-    rate = max(took - own, 1e-3) / n
+            own = min(max(0.0, (other * n - took * m) / (n - m)), 0.8 * took)
+    rate = (took - own) / n
     return max(0, int((0.9 * left - own) / rate))
 
 
