@@ -50,7 +50,7 @@ def test_plan_of_sizes_changes_only_epochs_and_seed():
 
 
 def test_plan_of_radii_is_brief():
-    usual = train_config(application(NAME))
+    usual = train_config(application(NAME))  # parts follow from seed and n: the same for all radii
     for value, seed, n, config in convergence.plan("radii", NAME, [4.0, 8.0], [3], (50, 2)):
         assert (n, seed, config.epochs) == (50, 3, 2)
         assert config.model.radius == value

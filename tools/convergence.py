@@ -3,8 +3,8 @@
 sizes   networks trained on random parts of the training set of fold 0, nested for each seed, with
         the application's hyper-parameters. A part is seen `epochs` times, but no training has
         fewer than LEAST_STEPS steps. Errors are of the whole test half; nothing is chosen by them.
-radii   networks with windows of several radii, trained briefly on the same part of the training
-        set. Errors are of the validation half.
+radii   networks with windows of several radii, trained briefly on a part of the training set, one
+        for each seed. Errors are of the validation half.
 steps   the application's trained networks, with windows on finer and coarser grids. Errors are of
         the validation half. No network is trained: windows of training are drawn from all places.
 
