@@ -16,7 +16,7 @@ at the surface of the window: the contribution is a smooth function of the windo
 Atoms hear other atoms of their window only (``encoding`` "window", as in the paper), or all their
 neighbours in the crystal ("crystal"). In the first case each window has atoms of its own; in the
 second all windows of a crystal share its atoms, whose features are computed once, and what a
-window tells depends on atoms up to (layers − 1) · cutoff outside of it.
+window tells depends on atoms up to layers · cutoff outside of it.
 """
 
 from __future__ import annotations
