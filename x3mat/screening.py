@@ -181,8 +181,8 @@ def evaluate(
 
 def means(models: Sequence[X3Mat], every: Sequence[Windows], max_atoms: int = MAX_ATOMS) -> Tensor:
     """Ŷ = Σ m_w y_w / Σ m_w of some crystals, (models, crystals, outputs), float64."""
-    together = [[w] for w in every] if models[0].config.encoding == "crystal" else [every]
-    parts = [contributions(models, _joined(part), max_atoms) for part in together]
+    together = every if models[0].config.encoding == "crystal" else [_joined(every)]
+    parts = [contributions(models, w, max_atoms) for w in together]
     y = torch.cat(parts, dim=1).double()
     share = np.concatenate([w.weights / w.n_windows for w in every])
     weighted = y * torch.as_tensor(share, device=y.device)[:, None]
