@@ -44,20 +44,26 @@ LONGER = replace(mof_labels.PLANS[NAME].passes[0], equilibration=1000, cycles=20
 GEOMETRY = {"LCD": "LCD_A", "PLD": "PLD_A", "cm3_g": "density_g_cm3"}  # as core-mof calls them
 
 
-def predictions() -> pd.DataFrame:
-    """All crystals of the rest of fold 0: half, label, mean and spread of the seeds, geometry."""
-    files = sorted((paths.results(NAME) / "runs").glob("fold0-seed*.json"))
+def predictions(name: str = NAME, output: int = 0, front: str = "") -> pd.DataFrame:
+    """All crystals of the rest of fold 0: half, label, mean and spread of the seeds, geometry.
+
+    Of several outputs one, whose columns in the table of labels begin with `front`.
+    """
+    files = sorted((paths.results(name) / "runs").glob("fold0-seed*.json"))
     runs = [pd.DataFrame(results.read_json(f)["predictions"]).set_index("name") for f in files]
-    members = np.stack([[p[0] for p in run.predicted.loc[runs[0].index]] for run in runs], 1)
+    names = runs[0].index
+    members = np.stack([[p[output] for p in run.predicted.loc[names]] for run in runs], 1)
     table = pd.DataFrame({
-        "half": runs[0].half, "label": [y[0] for y in runs[0].label],
+        "half": runs[0].half, "label": [y[output] for y in runs[0].label],
         "predicted": members.mean(1), "spread": members.std(1, ddof=1),
     })  # fmt: skip
     table["error"], table["size"] = (e := table.predicted - table.label), e.abs()
-    made = application(NAME).labels().loc[table.index]
-    table["label_error"] = made.error_mol_per_kg / made.mol_per_kg * table.label
-    table[["gap", "molecules_per_cell", "pass"]] = made[["gap", "molecules_per_cell", "pass"]]
-    known = pd.DataFrame.from_dict(databases.core_mof_table(), orient="index").loc[table.index]
+    made = application(name).labels().loc[names]
+    share = made[f"{front}error_mol_per_kg"] / made[f"{front}mol_per_kg"]
+    table["label_error"], table["pass"] = share * table.label, made["pass"]
+    for column in ("gap", "molecules_per_cell"):
+        table[column] = made[front + column]
+    known = pd.DataFrame.from_dict(databases.core_mof_table(), orient="index").loc[names]
     table[list(GEOMETRY.values())] = known[list(GEOMETRY)].astype(float)
     return table
 
