@@ -791,6 +791,7 @@ def summarize(application: Application) -> dict:
     rows = rows[rows.seed.isin(seeds)]
     scores, shown, errors = zip(
         *(_scores(part) for _, part in rows.groupby("output", sort=False)), strict=True)
+    # others' labels are not written down
     hidden = ["label"] * bool(application.source) + ["output"] * (len(scores) == 1)
     pd.concat(shown).drop(columns=hidden).round(4).to_csv(folder / "predictions.csv")
     used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
