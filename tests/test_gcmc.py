@@ -23,7 +23,7 @@ import gcmc_checks
 from x3mat.crystal import read_crystal
 from x3mat.databases import iza
 from x3mat.errors import CrystalError, DataError
-from x3mat_gcmc import Framework, GCMCSettings, command, engine, forcefield, gcmc, kernel
+from x3mat_gcmc import Framework, GCMCSettings, command, engine, forcefield, gcmc, kernel, shards
 from x3mat_gcmc import system as parts
 from x3mat_gcmc.forcefield import SYMBOLS, bond_charges
 from x3mat_gcmc.framework import cif_charges, read_framework
@@ -885,6 +885,56 @@ def test_command_line(tmp_path, capsys):
     assert "mol/kg" in capsys.readouterr().out
     assert command.main([str(charged), "--mixture", "CO2=1"]) == 1
     assert "it is no mixture" in capsys.readouterr().err
+
+
+@pytest.fixture
+def boxes(tmp_path):
+    """Files of five small crystals, of which the third is empty."""
+    files = []
+    for i in range(5):
+        files.append(tmp_path / f"box{i}.xyz")
+        about = f'Lattice="{9 + i / 10} 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3'
+        text = f'2\n{about} pbc="T T T"\nSi 0 0 0\nO 1.6 0 0\n'
+        files[-1].write_text("" if i == 2 else text)
+    return list(map(str, files))
+
+
+def into(folder, files, *options):
+    """Rows that `x3mat gcmc --out` leaves, without the seconds they took, by file."""
+    short = ["--gas", "Ar", "--cycles", "20", "--equilibration", "10", "--replicas", "1"]
+    assert command.main([*files, *short, "--out", str(folder), *options]) == 0
+    rows = shards.read_rows(folder)
+    assert len({row["file"] for row in rows}) == len(rows)
+    return {row["file"]: {k: v for k, v in row.items() if k != "seconds"} for row in rows}
+
+
+def test_shards_give_what_one_process_gives(boxes, tmp_path, capsys, monkeypatch):
+    expected = into(tmp_path / "one", boxes)
+    assert capsys.readouterr().out.endswith("5 crystals, 1 of them not usable\n")
+    assert list(expected) == boxes
+    assert expected[boxes[2]]["error"]["type"] == "CrystalError"
+    two = tmp_path / "two"
+    assert list(into(two, boxes, "--shard", "1/2", "--batch", "1")) == boxes[1::2]
+    for rank in "012":  # three processes go on, as torchrun starts them
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        found = into(two, boxes, "--json")
+    assert found == expected
+    last = json.loads(capsys.readouterr().out.rpartition("\n{")[2].join(["{", ""]))
+    assert (last["out"], last["crystals"], last["failed"]) == (str(two), 1, 1)
+    assert len(list(two.iterdir())) == 4
+
+
+def test_shards_are_checked(boxes, tmp_path, capsys):
+    into(tmp_path / "out", boxes[:1])
+    for options, cause in (
+        (["--shard", "4/4", "--out", str(tmp_path)], "no such shard"),
+        (["--shard", "a/4", "--out", str(tmp_path)], "no shard"),
+        (["--shard", "0/4"], "with --out"),
+        (["--out", str(tmp_path / "out"), "--gas", "N2"], "results of other settings"),
+    ):
+        assert command.main([boxes[1], *options]) == 1
+        assert cause in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ charges by bonds

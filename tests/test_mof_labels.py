@@ -18,7 +18,9 @@ import gcmc_checks
 import mof_labels
 
 from x3mat import paths
-from x3mat_gcmc import GCMCSettings
+from x3mat.errors import DataError
+from x3mat_gcmc import GCMCSettings, kernel, shards
+from x3mat_gcmc import system as parts
 from x3mat_gcmc.forcefield import guest, load_force_fields
 
 SHORT = GCMCSettings(
@@ -55,7 +57,7 @@ def made(tmp_path, monkeypatch):
 def simulate(folder, *options, name="mof-n2"):
     packed = ["--packed", str(folder / "pack.npz"), "--batch", "3", "--workers", "2"]
     assert mof_labels.main(["run", name, "--runs", str(folder), *packed, *options]) == 0
-    return mof_labels.read_rows(folder / "rows.jsonl")
+    return shards.read_rows(folder)
 
 
 def check(path, record):
@@ -95,14 +97,85 @@ def test_a_run_goes_on_where_it_was_cut_off(made):
     assert simulate(made) == rows  # nothing is left to do
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # a kill while writing
-    again = mof_labels.read_rows(file)
+    again = shards.read_rows(file)
     assert [r["name"] for r in again] == NAMES[:2]
     mof_labels.main(["run", "mof-n2", "--runs", str(made), "--packed", str(made / "pack.npz"),
                      "--workers", "1"])  # fmt: skip
-    redone = [r for r in mof_labels.read_rows(file) if "name" in r]
+    redone = [r for r in shards.read_rows(file) if "name" in r]
     assert [r["name"] for r in redone] == ["two", "one", "odd", "void"]  # those refused first
     kept = {r["name"]: r for r in rows if "name" in r}
     assert all(kept[r["name"]] == r for r in redone)
+
+
+def test_two_shards_give_the_rows_of_one_process(made, monkeypatch):
+    expected = {r["name"]: r for r in simulate(made) if "name" in r}
+    (made / "rows.jsonl").unlink()
+    rows = simulate(made, "--shard", "1/2")
+    assert {r["name"] for r in rows if "name" in r} == set(NAMES[1::2])
+    file = made / "rows-1-of-2.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:1]) + lines[1][:40])  # a kill while writing
+    for rank in "012":  # three processes go on, as torchrun starts them
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        rows = simulate(made)
+    assert sorted(r["name"] for r in rows if "name" in r) == sorted(NAMES)  # none twice
+    assert {r["name"]: r for r in rows if "name" in r} == expected
+    assert [r["batch"]["shard"] for r in rows if "batch" in r] == ["0/3", "1/3", "2/3"]
+    sizes = {p.name: p.stat().st_size for p in made.glob("rows*")}
+    assert len(sizes) == 4
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert simulate(made) == rows
+    assert {p.name: p.stat().st_size for p in made.glob("rows*")} == sizes
+    assert mof_labels.main(["table", "mof-n2", "--runs", str(made)]) == 0
+    record = json.loads((made / "data" / "results" / "mof-n2" / "labels.json").read_text())
+    assert record["n_labels"] == 3
+    assert record["passes"][0]["n"] == 3
+
+
+def test_the_last_pass_counts_in_whatever_file(made, monkeypatch):
+    plan = mof_labels.PLANS["mof-n2"]
+    first = mof_labels.settings_hash(plan.passes[0])
+    monkeypatch.setitem(mof_labels.PLANS, "mof-n2", replace(
+        plan, passes=(*plan.passes, replace(SHORT, cycles=60))))  # fmt: skip
+    monkeypatch.setattr(mof_labels, "is_reached", lambda row, gap: row["settings"] != first)
+    rows = [*simulate(made), *simulate(made, "--pass", "1")]
+    (made / "rows.jsonl").rename(made / "rows-0-of-2.jsonl")
+    shards.append(made / "rows.jsonl", [r for r in rows if r.get("settings") == first])  # read last
+    before = shards.read_rows(made)
+    assert simulate(made, "--pass", "2") == before
+
+
+@pytest.mark.parametrize(("shard", "cause"), [("2/2", "no such shard"), ("two", "no shard")])
+def test_a_bad_shard_is_refused(made, capsys, shard, cause):
+    packed = ["--packed", str(made / "pack.npz"), "--shard", shard]
+    assert mof_labels.main(["run", "mof-n2", "--runs", str(made), *packed]) == 1
+    assert cause in capsys.readouterr().err
+
+
+def test_a_process_takes_the_gpu_and_the_cores_that_torchrun_leaves_it(monkeypatch):
+    taken = []
+    monkeypatch.setattr(kernel.config, "NUMBA_NUM_THREADS", 8)
+
+    def select_device(number):
+        taken.append([4, 5][number])
+
+    monkeypatch.setattr(kernel, "cuda_target", lambda: SimpleNamespace(select_device=select_device))
+    shards.take_device("cuda")
+    assert taken == []  # the one in use
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    mof_labels._begin("cuda")  # each process that makes grids
+    assert taken == [5]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DataError, match="cuda:2: this CUDA device cannot be used"):
+        shards.take_device("cuda")
+    assert kernel.config.NUMBA_NUM_THREADS == 1
+    monkeypatch.setattr(shards.os, "cpu_count", lambda: 8)
+    kernel.config.NUMBA_NUM_THREADS = 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    shards.take_device("cpu")
+    assert (shards.cores(), kernel.config.NUMBA_NUM_THREADS) == (2, 2)
 
 
 def test_table_and_record(made):
@@ -190,7 +263,7 @@ def test_target_is_of_error_and_of_gap():
 def test_settings_hash_follows_settings_and_parameters(monkeypatch):
     before = mof_labels.settings_hash(SHORT)
     assert mof_labels.settings_hash(replace(SHORT, seed=2)) != before
-    monkeypatch.setattr(mof_labels, "guest", lambda name: {**guest(name), "molar_mass": 1.0})
+    monkeypatch.setattr(parts, "guest", lambda name: {**guest(name), "molar_mass": 1.0})
     assert mof_labels.settings_hash(SHORT) != before
 
 

@@ -27,11 +27,17 @@ a run needs numpy, scipy, tqdm and numba (for NVIDIA cards also numba-cuda) only
 charges x3mat. On CUDA a batch should be as large as memory allows (a crystal takes about 1.5 MB,
 with charges 4 MB), because a launch ends with its slowest chain.
 
+GPUs and hosts share the work, started by torchrun or each with its --shard: process I of N takes
+every N-th crystal and appends to rows-I-of-N.jsonl. All rows*.jsonl are read, so that a run may go
+on with another number of processes. A crystal's row does not depend on that number.
+
 examples:
   python tools/mof_labels.py run mof-n2 --device cuda                all crystals, first pass
   python tools/mof_labels.py run mof-n2 --device cuda --pass 2       again where chains disagreed
   python tools/mof_labels.py run mof-co2n2 --limit 8 --batch 8       a try on processor cores
   python tools/mof_labels.py run mof-co2n2 --device cuda --seconds 500    stops itself in time
+  torchrun --nproc-per-node 8 tools/mof_labels.py run mof-n2 --device cuda    8 GPUs of a host
+  python tools/mof_labels.py run mof-n2 --device cuda --shard 0/4    one of four hosts
   python tools/mof_labels.py table mof-n2
   python tools/mof_labels.py pack --to mofs.npz
 """
@@ -43,7 +49,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 import re
 import sys
 import time
@@ -57,9 +62,16 @@ from tqdm import tqdm
 
 from x3mat import paths, results
 from x3mat.errors import DataError, X3MatError
-from x3mat_gcmc import Framework, GCMCSettings, engine
-from x3mat_gcmc.forcefield import framework_parameters, guest
-from x3mat_gcmc.system import System, insertion_cdfs, make_grids, make_guests, make_system
+from x3mat_gcmc import Framework, GCMCSettings, engine, shards
+from x3mat_gcmc.forcefield import guest
+from x3mat_gcmc.system import (
+    System,
+    insertion_cdfs,
+    make_grids,
+    make_guests,
+    make_system,
+    settings_hash,
+)
 
 
 @dataclass(frozen=True)
@@ -101,13 +113,6 @@ def columns(gases: Sequence[str]) -> list[str]:
     return ["name", *(front + unit for front in fronts(gases).values() for unit in UNITS), *FLAGS]
 
 
-def settings_hash(settings: GCMCSettings) -> str:
-    """16 hexadecimal digits that stand for the settings and the parameters that they name."""
-    guests = [guest(gas) for gas in settings.gases]
-    content = [asdict(settings), *guests, framework_parameters(settings.force_field)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
 # ------------------------------------------------------------------------------ simulation
 
 
@@ -128,10 +133,12 @@ def prepare(
         return error
 
 
-def _one_thread() -> None:
+def _begin(device: str) -> None:
+    """What a process that makes grids does first."""
     from x3mat_gcmc import kernel
 
     kernel.config.NUMBA_NUM_THREADS = 1
+    shards.take_device(device)
 
 
 def row_of(
@@ -213,13 +220,14 @@ def simulate(
     if device == "cpu":  # compiled once for all processes
         prepare(_silicon(), settings)
     context = multiprocessing.get_context("fork")  # before there is a CUDA context
-    with context.Pool(workers, _one_thread) as pool:
+    with context.Pool(workers, _begin, (device,)) as pool:
 
         def submit(part: Sequence[Framework]) -> list:
             return [(f, pool.apply_async(prepare, (f, settings, device))) for f in part]
 
         at = batch if math.isinf(seconds) else max(1, batch // 8)
         waiting, known = submit(frameworks[:at]), []
+        shards.take_device(device)
         compile_chains(settings, device)
         compiled = time.perf_counter() - start
         while waiting:
@@ -261,34 +269,12 @@ def simulate(
             known.append((size, took))
             names = ("waited_for_grids_s", "tables_s", "chains_s", "averages_s")
             record |= dict(zip(names, np.diff(times).round(3).tolist(), strict=False))
-            command = [re.sub(r".*/", "", part) for part in sys.argv[1:]]  # without folders
+            command = [re.sub(r".*/(?!\d+$)", "", part) for part in sys.argv[1:]]  # without folders
             record |= {"compiled_s": round(compiled, 3), "provenance": results.provenance(
                 seed=settings.seed, wall_s=took,
                 command=" ".join(["python", "tools/mof_labels.py", *command]))}
             compiled = 0.0
             yield [*rows, {"batch": record, "settings": settings_hash(settings)}]
-
-
-def read_rows(file: Path) -> list[dict]:
-    """Lines of an earlier run; one that a kill cut off is left out."""
-    rows = []
-    for line in file.read_text("utf-8").splitlines() if file.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def append(file: Path, rows: Sequence[dict]) -> None:
-    """Write rows at the end of a file, on lines of their own."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = file.is_file() and not file.read_bytes().endswith(b"\n")
-    text = "".join(json.dumps(results.plain(row)) + "\n" for row in rows)
-    with file.open("a", encoding="utf-8") as out:
-        out.write("\n" * cut_off + text)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def is_reached(row: dict, gap: float) -> bool:
@@ -305,7 +291,7 @@ def run(args: argparse.Namespace) -> int:
     from x3mat_gcmc import kernel
 
     kernel.REGISTERS = args.registers
-    file = args.runs / "rows.jsonl"
+    shard = shards.shard_of(args.shard)
     plan = PLANS[args.data_set]
     if not 0 <= args.number < len(plan.passes):
         raise DataError(f"--pass {args.number}", "there is no such pass",
@@ -320,8 +306,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         pack = gcmc_checks.load("mof-n2", args.limit, None)
         frameworks = gcmc_checks.frameworks_of(pack, 0)
-    frameworks = frameworks[args.skip :]
-    old = [row for row in read_rows(file) if "name" in row]
+    frameworks = frameworks[args.skip :][shard[0] :: shard[1]]
+    passes = {settings_hash(s): i for i, s in enumerate(plan.passes)}
+    old = [row for row in shards.read_rows(args.runs) if "name" in row]
+    old.sort(key=lambda row: passes.get(row["settings"], -1))  # the last pass counts
     enough = {settings_hash(s) for s in (settings, *plan.passes[args.number :])}
     here = {row["name"] for row in old if row["settings"] in enough}
     done = {row["name"]: row for row in old}
@@ -330,9 +318,11 @@ def run(args: argparse.Namespace) -> int:
         todo = [f for f in todo if f.name in done and "failed" not in done[f.name]
                 and not is_reached(done[f.name], plan.gap)]  # fmt: skip
     print(f"{len(todo)} crystals to simulate, {len(frameworks) - len(todo)} are there or settled")
-    for rows in simulate(todo, settings, insertions=plan.insertions, device=args.device,
-                         batch=args.batch, seconds=args.seconds, workers=args.workers):  # fmt: skip
-        append(file, rows)
+    batches = simulate(todo, settings, insertions=plan.insertions, device=args.device,
+                       batch=args.batch, seconds=args.seconds, workers=args.workers)  # fmt: skip
+    for rows in batches if todo else ():
+        rows[-1]["batch"]["shard"] = args.shard
+        shards.append(shards.rows_file(args.runs, shard), rows)
         print(json.dumps({k: v for k, v in rows[-1]["batch"].items() if k != "provenance"}),
               flush=True)  # fmt: skip
     return 0
@@ -393,7 +383,7 @@ def summary(rows: Sequence[dict], gap: float) -> dict:
 def table(args: argparse.Namespace) -> int:
     """The step `table`."""
     start, plan, name = time.perf_counter(), PLANS[args.data_set], args.data_set
-    rows, first = read_rows(args.runs / "rows.jsonl"), plan.passes[0]
+    rows, first = shards.read_rows(args.runs), plan.passes[0]
     found = latest(rows, plan.passes)
     good = {k: v for k, v in sorted(found.items()) if "failed" not in v[1]}
     order, left_out = gcmc_checks.mof_candidates()
@@ -449,7 +439,7 @@ def pack(args: argparse.Namespace) -> int:
 
 def _add_data_set(step: argparse.ArgumentParser) -> None:
     step.add_argument("data_set", choices=list(PLANS))
-    step.add_argument("--runs", type=Path, help="folder of rows.jsonl (default runs/DATA_SET)")
+    step.add_argument("--runs", type=Path, help="folder of rows*.jsonl (default runs/DATA_SET)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -466,9 +456,13 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--limit", type=int, default=0, help="first so many crystals, 0: all")
     step.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     step.add_argument("--packed", type=Path, help="crystals from such a file")
+    step.add_argument("--shard", default=shards.own_shard(), metavar="I/N",
+                      help="only every N-th crystal from the I-th, from 0; default: torchrun's"
+                      " rank")  # fmt: skip
     step.add_argument("--batch", type=int, default=6000, help="crystals at once (default 6000)")
     step.add_argument("--seconds", type=float, default=np.inf, help="stop by then")
-    step.add_argument("--workers", type=int, default=os.cpu_count(), help="processes for grids")
+    step.add_argument("--workers", type=int, default=shards.cores(),
+                      help="processes for grids (default: a share of the cores)")  # fmt: skip
     step.add_argument("--registers", type=int, default=0,
                       help="of a CUDA thread at most, 0: as the compiler likes")  # fmt: skip
     for name in ("cycles", "equilibration", "trials", "replicas"):

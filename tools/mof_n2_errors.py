@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from x3mat import databases, paths, results
 from x3mat.applications import application
-from x3mat_gcmc import Framework, gcmc
+from x3mat_gcmc import Framework, gcmc, shards
 
 NAME, HALVES, WORST = "mof-n2", ("validation", "test"), 10
 NITROGEN = 3.64  # Å, kinetic diameter; a pore with a narrower limiting diameter is closed to it
@@ -180,10 +180,10 @@ def longer(runs: Path) -> dict:
     worst = test.nlargest(WORST, "size").index.tolist()
     drawn = np.random.default_rng(0).choice(sorted(test.index), WORST, replace=False).tolist()
     file = runs / NAME / "longer.jsonl"
-    known = {row["name"]: row for row in mof_labels.read_rows(file)}
+    known = {row["name"]: row for row in shards.read_rows(file)}
     for name in tqdm([n for n in worst + drawn if n not in known]):
         known[name] = simulated(name)
-        mof_labels.append(file, [known[name]])
+        shards.append(file, [known[name]])
     took = sum(known[name]["seconds"] for name in {*worst, *drawn})
     out: dict = {"unit": "g/L", "settings": asdict(LONGER), "seconds_of_chains": took}
     for kind, names in (("worst", worst), ("random", drawn)):

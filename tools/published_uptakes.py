@@ -23,14 +23,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import gcmc_checks
-import mof_labels
 import numpy as np
 from tqdm import tqdm
 
 from x3mat import results
 from x3mat.applications import application
 from x3mat.errors import X3MatError
-from x3mat_gcmc import Framework, GCMCSettings, gcmc
+from x3mat_gcmc import Framework, GCMCSettings, gcmc, shards
 from x3mat_gcmc.charges import with_predicted_charges
 
 SETTINGS = GCMCSettings(equilibration=200, cycles=600, replicas=2)
@@ -84,7 +83,7 @@ def main() -> None:
     names = np.random.default_rng(0).permutation(sorted(labels.index[labels > 0])).tolist()
     with tqdm(total=args.limit, unit="crystal") as bar:
         for k in range(0, len(names), TOGETHER):
-            rows = mof_labels.read_rows(file)
+            rows = shards.read_rows(file)
             bar.update(len(rows) - bar.n)
             if len(rows) >= args.limit or time.perf_counter() - start > args.seconds:
                 break
@@ -101,8 +100,8 @@ def main() -> None:
                     **{kind: [x.mol_per_kg, x.error_mol_per_kg]
                        for kind, x in zip(KINDS, loadings, strict=True)},
                 })  # fmt: skip
-            mof_labels.append(file, new)
-    rows = [r for r in mof_labels.read_rows(file)[: args.limit]
+            shards.append(file, new)
+    rows = [r for r in shards.read_rows(file)[: args.limit]
             if min(r[kind][0] for kind in KINDS) > 0]  # fmt: skip
     values = {kind: np.array([row[kind][0] for row in rows]) for kind in KINDS}
     published = labels[[row["name"] for row in rows]].to_numpy()

@@ -3,9 +3,9 @@
 In the order in which data flows: `framework` (crystals and their charges), `charges` (predicted
 where none are stated; needs torch), `forcefield`,
 `system` (cells, Ewald terms, energy grids), `kernel` (the chains, compiled by numba), `engine`
-(runs and averages). ``x3mat gcmc`` is the command, ``tools/gcmc_checks.py`` compares with
-other programs. The package needs numba (``pip install x3mat[labels]``), for NVIDIA cards also
-numba-cuda.
+(runs and averages), `shards` (what several processes share). ``x3mat gcmc`` is the command,
+``tools/gcmc_checks.py`` compares with other programs. The package needs numba
+(``pip install x3mat[labels]``), for NVIDIA cards also numba-cuda.
 """
 
 from x3mat_gcmc.engine import GCMCResult, Loading, gcmc

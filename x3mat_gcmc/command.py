@@ -2,6 +2,9 @@
 
 Lennard-Jones and Ewald, chains of all crystals at once on processor cores or a CUDA device. A file
 that cannot be used is reported and does not stop the others. Needs numba: pip install x3mat[labels]
+
+With --out, a killed run goes on when called again, and GPUs or hosts share the work, each with its
+--shard or started by torchrun; they may be others, and more or fewer, each time.
 """
 
 from __future__ import annotations
@@ -9,20 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from x3mat import results
 from x3mat.errors import DataError, X3MatError
-from x3mat_gcmc import Framework, GCMCResult, GCMCSettings, gcmc
+from x3mat_gcmc import Framework, GCMCResult, GCMCSettings, gcmc, shards
 from x3mat_gcmc.forcefield import guest
 from x3mat_gcmc.framework import read_framework
+from x3mat_gcmc.system import settings_hash
 
 EXAMPLES = """examples:
   x3mat gcmc my.cif --gas N2 --temperature 77 --pressure 1e5
   x3mat gcmc *.cif --mixture CO2:0.15,N2:0.85 --charges cif --json
   x3mat gcmc bare.cif --gas CO2 --charges model
   x3mat gcmc iza:LTA --force-field trappe-n2-zeolite --charges forcefield
+  x3mat gcmc cifs/*.cif --gas CO2 --out uptakes --shard 0/4
+  torchrun --nproc-per-node 8 --no-python x3mat gcmc cifs/*.cif --out uptakes --device cuda
 """
 
 
@@ -88,6 +95,43 @@ def simulate(
     return {file: out[file] for file in files}
 
 
+def as_row(file: str, result: GCMCResult | X3MatError, kind: str) -> dict:
+    """A result, or why there is none, as it is printed and kept."""
+    if isinstance(result, X3MatError):
+        error = {"type": type(result).__name__, "cause": result.cause, "remedy": result.remedy}
+        return {"file": file, "error": error}
+    return {"file": file, **result.as_dict(), "charges": kind}
+
+
+def simulate_into(
+    folder: Path, files: list[str], shard: tuple[int, int], batch: int, settings: GCMCSettings,
+    charges: str | None, device: str, checkpoint: Path | None, density: Path | None,
+) -> list[dict]:  # fmt: skip
+    """Rows of a shard's files. New ones are appended, `batch` at a time, to its file in `folder`;
+    what is in any file there is not simulated again.
+
+    Raises
+    ------
+    DataError
+        The folder has results of other settings.
+    """
+    key, mine = settings_hash(settings, charges or ""), files[shard[0] :: shard[1]]
+    known = shards.read_rows(folder)
+    if any(row["settings"] != key for row in known):
+        raise DataError(folder, "it has results of other settings", "Give another folder.")
+    rows = {row["file"]: row for row in known}
+    todo = [file for file in mine if file not in rows]
+    for start in range(0, len(todo), batch):
+        found = simulate(todo[start : start + batch], settings, charges, device, checkpoint)
+        new = [{**as_row(file, *x), "settings": key} for file, x in found.items()]
+        for result, _ in found.values():
+            if density is not None and isinstance(result, GCMCResult):
+                result.save_density(density)
+        shards.append(shards.rows_file(folder, shard), new)
+        rows.update((row["file"], row) for row in new)
+    return [rows[file] for file in mine]
+
+
 def as_text(file: str, result: GCMCResult) -> str:
     """One line about a result."""
     uptake = "; ".join(
@@ -124,9 +168,22 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--checkpoint", type=Path, help="folder; the same command goes on from there after a kill")
     add("--density", type=Path, help="folder for densities of the molecules' centres, .npz")
-    add("--json", action="store_true", help="print a JSON list")
+    add("--out", type=Path, metavar="FOLDER",
+        help="for rows*.jsonl with a JSON line for each crystal, instead of printing; crystals that"
+        " are there are not simulated again")  # fmt: skip
+    add("--shard", default=shards.own_shard(), metavar="I/N",
+        help="with --out, only every N-th file from the I-th, from 0; default: torchrun's rank")
+    add("--batch", type=int,
+        help="with --out, crystals simulated between two writes (default 20, on CUDA 1000)")
+    add("--json", action="store_true", help="print a JSON list; with --out an object")
     args = parser.parse_args(arguments)
+    start = time.perf_counter()
     try:
+        shard = shards.shard_of(args.shard)
+        if shard[1] > 1 and args.out is None:
+            raise DataError(f"shard {args.shard}", "results of shards need a common place",
+                            "Give a folder with --out.")  # fmt: skip
+        shards.take_device(args.device)
         shares = mixture_of(args.mixture) if args.mixture else {args.gas: 1.0}
         settings = GCMCSettings(
             gases=tuple(shares), fractions=tuple(shares.values()), temperature=args.temperature,
@@ -134,23 +191,33 @@ def main(arguments: list[str] | None = None) -> int:
             equilibration=args.equilibration, replicas=args.replicas, seed=args.seed,
             density=args.density is not None,
         )  # fmt: skip
+        if args.out is not None:
+            rows = simulate_into(
+                args.out, list(dict.fromkeys(args.files)), shard,
+                args.batch or (20 if args.device == "cpu" else 1000), settings, args.charges,
+                args.device, args.checkpoint, args.density,
+            )  # fmt: skip
+            about = {"out": str(args.out), "crystals": len(rows),
+                     "failed": sum("error" in row for row in rows),
+                     "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
+            print(json.dumps(about, indent=1) if args.json else f"{args.out}: {len(rows)} crystals,"
+                  f" {about['failed']} of them not usable")  # fmt: skip
+            return 0  # torchrun would stop the others
         found = simulate(args.files, settings, args.charges, args.device, args.checkpoint)
     except X3MatError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     printed, failed = [], False
     for file, (result, kind) in found.items():
+        printed.append(as_row(file, result, kind))
         if isinstance(result, X3MatError):
             failed = True
             print(f"error: {result}", file=sys.stderr)
-            error = {"type": type(result).__name__, "cause": result.cause, "remedy": result.remedy}
-            printed.append({"file": file, "error": error})
             continue
         for warning in result.warnings:
             print(f"warning: {file}: {warning}", file=sys.stderr)
         if args.density is not None:
             result.save_density(args.density)
-        printed.append({"file": file, **result.as_dict(), "charges": kind})
         if not args.json:
             print(as_text(file, result))
     if args.json:

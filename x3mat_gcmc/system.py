@@ -8,9 +8,10 @@ what `kernel` reads.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -130,6 +131,13 @@ class GCMCSettings:
         for name, good in sensible:
             if not good:
                 raise DataError("settings", f"{name} cannot be used", f"Correct {name} in {self}.")
+
+
+def settings_hash(settings: GCMCSettings, *more: str) -> str:
+    """16 hexadecimal digits that stand for the settings, the parameters they name, and `more`."""
+    guests = [guest(gas) for gas in settings.gases]
+    content = [asdict(settings), *guests, framework_parameters(settings.force_field), *more]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------ one framework
