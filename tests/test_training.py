@@ -297,7 +297,9 @@ def test_finished_run_gives_its_averaged_weights_again(windows, tmp_path):
     assert not any(torch.equal(v, raw[k]) for k, v in kept.items())
 
 
-def test_average_of_weights(windows):
+@pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (2, 0.25), (10**6, SMALL.ema)])
+def test_average_of_weights(windows, monkeypatch, step, decay):
+    monkeypatch.setattr(Learner, "global_step", step)
     learner = Learner(SMALL, CrystalWindows(windows, TARGETS, SMALL.model),
                       CrystalWindows(windows, TARGETS, SMALL.model))
     weight = learner.model.head[0].weight
@@ -306,7 +308,7 @@ def test_average_of_weights(windows):
         weight.add_(1.0)
     learner.on_train_batch_end()
     learner.on_validation_start()
-    assert torch.allclose(weight, first + 1 - SMALL.ema)
+    assert torch.allclose(weight, first + 1 - decay)
     learner.on_validation_end()
     assert torch.equal(weight, first + 1)
 

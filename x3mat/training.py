@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -359,38 +360,33 @@ class DrawnWindows(Dataset):
 
 def collate(items: Sequence[Item]) -> Batch:
     """Join the items of :class:`CrystalWindows` or :class:`DrawnWindows`."""
-    parts, shared = [], items[0].pairs.vector is not None
-    for windows, pairs, index, _, _ in items:
+    shared = items[0].pairs.vector is not None
+    arrays, sizes = defaultdict(list), defaultdict(list)  # rows of the batch; rows of each unit
+    for k, (windows, pairs, index, share, target) in enumerate(items):
         rows, n_rows = _ragged(windows.ptr, index)
         edges, n_pairs = _ragged(pairs.ptr, np.array([0]) if shared else index)
-        species = windows.crystal.species if shared else windows.species[rows]
-        parts.append((windows.positions[rows], species, n_rows, pairs.src[edges], pairs.dst[edges],
-                      n_pairs, np.array([len(species)]), np.array([len(rows)]),
-                      np.array([len(index)]), windows.atom[rows],
-                      pairs.vector[edges] if shared else np.empty(0)))
-    (positions, species, n_rows, src, dst, n_pairs, n_atoms, n_positions, n_windows, atom,
-     vector) = map(np.concatenate, zip(*parts, strict=True))
-    if not shared:  # the units are windows
-        n_atoms = n_positions = n_rows
-        n_windows = np.ones_like(n_rows)
-    ptr = {name: np.concatenate([[0], np.cumsum(n)]) for name, n in
-           (("windows", n_windows), ("positions", n_positions), ("atoms", n_atoms),
-            ("pairs", n_pairs))}
-    first = np.repeat(ptr["atoms"][:-1], n_pairs)  # pairs count from the first atom of their unit
+        part = {"positions": windows.positions[rows], "species": windows.species[rows],
+                "window": n_rows, "src": pairs.src[edges], "dst": pairs.dst[edges],
+                "crystal": np.full(len(index), k), "share": share, "target": target[None]}
+        units = np.ones_like(n_rows), n_rows, n_rows, n_pairs  # windows
+        if shared:  # or crystals
+            part |= {"species": windows.crystal.species, "atom": windows.atom[rows],
+                     "vector": pairs.vector}
+            units = [len(index)], [len(rows)], [windows.crystal.n_atoms], n_pairs
+        for name, n in zip(("windows", "positions", "atoms", "pairs"), units, strict=True):
+            sizes[name].append(n)
+        for name, array in part.items():
+            arrays[name].append(array)
+    joined, counts = ({name: np.concatenate(parts) for name, parts in lists.items()}
+                      for lists in (arrays, sizes))
+    ptr = {name: np.concatenate([[0], np.cumsum(n)]) for name, n in counts.items()}
+    joined["window"] = np.repeat(np.arange(len(joined["window"])), joined["window"])
+    for name, of in (("src", "pairs"), ("dst", "pairs"), ("atom", "positions")):
+        if name in joined:  # it counts from the first atom of its unit
+            joined[name] = joined[name] + np.repeat(ptr["atoms"][:-1], counts[of])
     as_float = torch.get_default_dtype()
-    return Batch(
-        positions=torch.as_tensor(positions, dtype=as_float),
-        species=torch.as_tensor(species),
-        window=torch.as_tensor(np.repeat(np.arange(len(n_rows)), n_rows)),
-        src=torch.as_tensor(src + first),
-        dst=torch.as_tensor(dst + first),
-        crystal=torch.as_tensor(np.repeat(np.arange(len(items)), [len(i.index) for i in items])),
-        share=torch.as_tensor(np.concatenate([i.share for i in items]), dtype=as_float),
-        target=torch.as_tensor(np.stack([i.target for i in items]), dtype=as_float),
-        ptr=ptr,
-        atom=torch.as_tensor(atom + np.repeat(ptr["atoms"][:-1], n_positions)) if shared else None,
-        vector=torch.as_tensor(vector, dtype=as_float) if shared else None,
-    )
+    return Batch(ptr=ptr, **{k: torch.as_tensor(v, dtype=as_float if v.dtype.kind == "f" else None)
+                             for k, v in joined.items()})
 
 
 def _ragged(ptr: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -455,8 +451,11 @@ class Learner(L.LightningModule):
         return self._mean_error("train_mae", batch, batch_idx, len(self.train_set))
 
     def on_train_batch_end(self, *_) -> None:
-        """w̄ ← w̄ + (1 − ema)(w − w̄); Lightning's WeightAveraging has the host wait for the GPU."""
-        get_ema_multi_avg_fn(self.config.ema)(self.average, list(self.model.parameters()), None)
+        """w̄ ← w̄ + (1 − d)(w − w̄), in step t with d = min(ema, (1 + t)/(10 + t)), so that the first
+        weights are forgotten; Lightning's WeightAveraging has the host wait for the GPU."""
+        t = self.global_step
+        decay = min(self.config.ema, (1 + t) / (10 + t))
+        get_ema_multi_avg_fn(decay)(self.average, list(self.model.parameters()), None)
 
     @torch.no_grad()
     def exchange(self) -> None:
