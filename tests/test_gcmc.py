@@ -703,7 +703,10 @@ def test_numba_cuda_that_does_not_fit_numpy_is_named(monkeypatch):
     assert result.counts.shape == (2, 10, 1)
 
 
-def test_settings_of_one_call_share_all_but_the_state():
+def test_settings_of_one_call_share_all_but_state_and_seed():
+    several = [replace(SHORT, cycles=20, seed=k) for k in (1, 2)]
+    for found, settings in zip(gcmc([CAGE], several), several, strict=True):
+        np.testing.assert_array_equal(found.counts, gcmc([CAGE], settings)[0].counts)
     with pytest.raises(DataError, match="state"):
         gcmc([CAGE], [SHORT, replace(SHORT, cutoff=9.0)])
     with pytest.raises(DataError, match="device"):

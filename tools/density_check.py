@@ -44,15 +44,14 @@ import gcmc_checks
 from x3mat import paths, results
 from x3mat.crystal import crystal_from_arrays
 from x3mat.errors import DataError, X3MatError
-from x3mat.training import STRIDE
 from x3mat_gcmc import Framework, GCMCSettings, gcmc
+from x3mat_gcmc.density import POINTS, orbit_average
 
 SETTINGS = replace(
     gcmc_checks.SETTINGS["argon"], equilibration=1500, cycles=1000, replicas=1, density=True
 )
 TARGET = 0.95
 CONTACT = 3.0  # Å; argon is seldom closer to an oxygen
-POINTS = 27  # in each voxel, at which a density is averaged over the space group
 
 
 def histogram(frac: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -65,27 +64,6 @@ def histogram(frac: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     index = np.floor(np.asarray(frac, float) % 1.0 * shape).astype(int) % shape
     flat = np.ravel_multi_index(index.T, shape)
     return np.bincount(flat, minlength=shape.prod()).reshape(shape).astype(float)
-
-
-def orbit_average(
-    maps: np.ndarray, rotations: np.ndarray, translations: np.ndarray, points: int = POINTS
-) -> np.ndarray:
-    """Mean over the operations x' = R x + t of maps (..., n1, n2, n3) that are constant in voxels.
-
-    The image of a voxel is a voxel only on some grids. So the mean over a voxel is that over
-    `points` places in it, spread evenly, of the values at their images.
-    """
-    shape = np.array(maps.shape[-3:])
-    offsets = (0.5 + np.arange(1, points + 1)[:, None] * STRIDE) % 1.0
-    corners = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
-    flat = maps.reshape(*maps.shape[:-3], -1)
-    mean = np.zeros(flat.shape)
-    for offset in offsets:
-        place = (corners + offset) / shape
-        for rotation, translation in zip(rotations, translations, strict=True):
-            image = np.floor((place @ rotation.T + translation) % 1.0 * shape).astype(int) % shape
-            mean += flat[..., np.ravel_multi_index(image.T, shape)]
-    return (mean / (len(offsets) * len(rotations))).reshape(maps.shape)
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

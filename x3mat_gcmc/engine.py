@@ -558,7 +558,7 @@ def gcmc(
     Parameters
     ----------
     frameworks : sequence of Framework or Crystal
-    settings : GCMCSettings, or several that differ in temperature, pressure or fractions only
+    settings : GCMCSettings, or several that differ in temperature, pressure, fractions, seed only
     device : {"cpu", "cuda"}
         Threads on cores (numba's NUMBA_NUM_THREADS), or the CUDA device in use.
     memory : float, optional
@@ -579,7 +579,7 @@ def gcmc(
     ------
     DataError
         numba is not installed, there is no CUDA device, a gas or force field is unknown, or the
-        settings differ in more than the state.
+        settings differ in more than state and seed.
 
     Examples
     --------
@@ -593,10 +593,11 @@ def gcmc(
     True
     """
     several = [settings] if isinstance(settings, GCMCSettings) else list(settings)
-    common = [replace(s, temperature=1.0, pressure=1.0, fractions=several[0].fractions)
+    common = [replace(s, temperature=1.0, pressure=1.0, fractions=several[0].fractions, seed=0)
               for s in several]  # fmt: skip
     if not several or any(c != common[0] for c in common):
-        raise DataError("settings", "they differ in more than the state", "Make several calls.")
+        raise DataError(
+            "settings", "they differ in more than state and seed", "Make several calls.")
     free = _memory(device)
     framework_parameters(several[0].force_field)
     guests = make_guests(several[0])
