@@ -106,3 +106,21 @@ def test_a_tiny_training(tmp_path, monkeypatch):
     again = run(monkeypatch, tmp_path, *command)  # nothing is left to train
     assert file.stat().st_mtime_ns == written
     assert again["rows"] == record["rows"]
+
+
+def test_what_is_said_of_sizes():
+    record, whole = (results.read(f"{NAME}/{what}.json") for what in ("sizes", "summary"))
+    histogram = results.read(f"{NAME}/energy_histogram.json")["splits"][0]
+    assert record["half"] == "test"
+    assert record["n"] == whole["n_test"] == len(application(NAME).folds()[0].halves[1])
+    assert record["seeds"] == whole["seeds"]
+    rows = {row["n_train"]: row for row in record["rows"]}
+    assert list(rows) == [100, 300, 1000, 2000]
+    for n, row in rows.items():
+        assert row["mae"] == pytest.approx(np.mean(row["mae_of_each_seed"]))
+        for epochs in row["epochs"]:
+            assert epochs * n / 16 >= convergence.LEAST_STEPS == 1500
+    assert rows[1000]["epochs"] == rows[2000]["epochs"] == [40] * 3
+    errors = [*(row["mae"] for row in rows.values()), whole["test_mae"]]
+    assert np.all(np.diff(errors) < 0)
+    assert rows[300]["mae"] < histogram["test_mae"] < rows[100]["mae"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from x3mat import paths, results
+from x3mat.applications import application
 
 pytest.importorskip("optuna", reason="the search needs Optuna")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
@@ -40,3 +42,33 @@ def test_search_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         counts.append(len(found["trials"]))
         assert all(row["val_mae"] > 0 and row["parameters"] > 0 for row in found["trials"])
     assert counts == [2, 4]
+
+
+def test_what_is_said_of_the_search():
+    """Chapter 9 reads single trials by their place."""
+    record, known = results.read("mof-n2/tuning.json"), application("mof-n2").hyper_parameters
+    trials, first = record["trials"], tune.first_trials("mof-n2")
+    keys = list(tune.SPACE)
+    assert [{k: t[k] for k in keys} for t in trials[:2]] == first[:2]
+    assert first[0]["windows_per_crystal"] == known["windows_per_crystal"] == 8
+    assert first[0]["model.l_max"] == known["model"]["l_max"] == 2
+    base = [t["val_mae"] for t in trials[:2]]
+    changed = {}
+    for place, trial in enumerate(trials):
+        different = [k for k in keys if trial[k] != first[0][k]]
+        if len(different) == 1:
+            changed[different[0], trial[different[0]]] = place, trial["val_mae"]
+    windows = [changed["windows_per_crystal", k] for k in (1, 2, 4)]
+    assert [place for place, _ in windows] == [5, 6, 7]
+    assert np.all(np.diff([*(mae for _, mae in windows), np.mean(base)]) < -2)
+    degrees = [changed["model.l_max", k] for k in (0, 1, 3)]
+    assert [place for place, _ in degrees] == [14, 15, 16]
+    maes = [mae for _, mae in degrees]
+    assert maes[0] > maes[1] > np.mean(base) + 1 > np.mean(base) - 1 > maes[2]
+    assert [changed["model.cutoff", k][0] for k in (3.0, 5.0)] == [8, 10]
+    assert changed["model.cutoff", 5.0][1] < min(base) - 1
+    best = min(trials, key=lambda t: t["val_mae"])
+    assert best is trials[29]
+    assert {k for k in keys if best[k] != first[0][k]} == {"model.l_max", "model.cutoff"}
+    assert (best["model.l_max"], best["model.cutoff"]) == (3, 5.0)
+    assert abs(base[0] - base[1]) < 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -143,8 +144,8 @@ def main() -> None:
         f"{name}/tuning.json",
         {"application": name, "fold": 0, **options, "jobs": args.jobs,
          "trials": [{**t.params, **t.user_attrs} for t in done]},
-        seed=0, command=f"python tools/tune.py {name} --epochs {args.epochs} --limit {args.limit}"
-        f" --device {args.device} --jobs {args.jobs}", wall_s=time.perf_counter() - start,
+        seed=0, command=shlex.join(["python", "tools/tune.py", *sys.argv[1:]]),
+        wall_s=time.perf_counter() - start,
     )  # fmt: skip
     for t in sorted(done, key=lambda t: t.value)[:5]:
         print(f"{t.value:.4f}", f"{t.user_attrs['seconds']:.0f} s", t.params)
