@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from x3mat import paths, results
 from x3mat.applications import application
 from x3mat.databases import core_mof_table
 from x3mat.predict import load_model
+from x3mat.training import train_config
 
 GASES = "CO2", "N2"
 
@@ -91,10 +93,18 @@ def test_split_keeps_look_alikes_together(fold):
     assert split["splits"]["random"]["near_duplicate_in_train"]["test"] > 100
 
 
-def test_hyper_parameters_are_those_of_nitrogen():
+def test_hyper_parameters_are_those_of_nitrogen_but_for_two():
     here, there = (dict(application(n).hyper_parameters) for n in ("mof-co2n2", "mof-n2"))
     assert {**here["model"], "outputs": 1} == {"outputs": 1, **there["model"]}
-    assert {**here, "model": 0} == {**there, "model": 0}
+    changed = {"epochs": 24, "windows_per_crystal": 4 * there["windows_per_crystal"]}
+    assert {**here, "model": 0} == {**there, "model": 0, **changed}
+    assert there["epochs"] == 40
+
+
+def test_networks_have_these_hyper_parameters(runs):
+    for seed, run in enumerate(runs):
+        used = train_config(application("mof-co2n2"), [f"seed={seed}"])
+        assert run["config"] == asdict(used)
 
 
 def test_nitrogen_has_hardly_any_weight(fold, labels):
@@ -106,13 +116,14 @@ def test_nitrogen_has_hardly_any_weight(fold, labels):
 
 
 def test_training_overfits(runs):
-    """Validation stays where it is from the twentieth epoch on, training falls below its half."""
+    """Validation falls slowly in the last third, training to about a half of it."""
     for run in runs:
         history = pd.DataFrame(run["history"])
         checked = history.dropna(subset="val_mae")
-        late = checked.val_mae[checked.epoch >= 19]
-        assert late.max() - late.min() < 0.05 * late.mean()
-        assert history.train_mae.iloc[-1] < 0.5 * late.iloc[-1]
+        late = checked.val_mae[checked.epoch >= 14]
+        assert len(late) > 1
+        assert 0.9 < late.iloc[-1] / late.iloc[0] < 1
+        assert 0.4 < history.train_mae.iloc[-1] / late.iloc[-1] < 0.55
 
 
 def test_summary_is_of_the_predictions(summary, tested, labels):
@@ -157,7 +168,7 @@ def test_what_is_said_of_carbon_dioxide(errors):
     assert found["test"]["mae"] > 10 * found["test"]["median_label_error"]
     assert found["worst_too_high"] == 0
     for row in found["worst"]:
-        assert -row["error"] > 2.5 * row["spread"]
+        assert -row["error"] > row["spread"]
         assert -row["error"] > 10 * row["label_error"]
         assert row["label"] > found["test"]["mean_label"]
 
