@@ -26,11 +26,12 @@ def test_two_processes_give_the_rows_of_one(tmp_path):
     options = ["--limit", "5", "--device", "cpu", "--equilibration", "4", "--cycles", "10"]
     assert bench.main(["--packed", str(tmp_path / "mofs.npz"), *options, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    assert (found["crystals"], found["failed"], found["chains"], found["batch"]) == (5, 1, 8, 3)
+    assert (found["crystals"], found["failed"], found["chains"], found["batch"]) == (5, 1, 8, 2)
     same = found["comparison"]
     assert (same["rows"], same["identical"], same["largest_relative_difference"]) == (5, 5, 0)
     assert same["only_in_one"] == []
-    assert [of["batches"] for of in found["one"]["each"]] == [2]
+    assert [of["batches"] for of in found["one"]["each"]] == [3]
+    assert [of["batches"] for of in found["several"]["each"]] == [2, 1]
     assert [of["shard"] for of in found["several"]["each"]] == ["0/2", "1/2"]
     for run in (found["one"], found["several"]):
         assert sum(of["moves"] for of in run["each"]) == found["moves"] > 0

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -155,24 +156,20 @@ def test_a_bad_shard_is_refused(made, capsys, shard, cause):
 
 
 def test_a_process_takes_the_gpu_and_the_cores_that_torchrun_leaves_it(monkeypatch):
-    taken = []
-    monkeypatch.setattr(kernel.config, "NUMBA_NUM_THREADS", 8)
-
-    def select_device(number):
-        taken.append([4, 5][number])
-
-    monkeypatch.setattr(kernel, "cuda_target", lambda: SimpleNamespace(select_device=select_device))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     shards.take_device("cuda")
-    assert taken == []  # the one in use
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # not started by torchrun
     monkeypatch.setenv("LOCAL_RANK", "1")
-    mof_labels._begin("cuda")  # each process that makes grids
-    assert taken == [5]
+    for shown, taken in (("", "1"), ("4,5", "5")):
+        monkeypatch.setattr(shards, "SHOWN", shown)
+        for _ in range(2):
+            shards.take_device("cuda")
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(DataError, match="cuda:2: this CUDA device cannot be used"):
+    with pytest.raises(DataError, match="names 2 GPUs"):
         shards.take_device("cuda")
-    assert kernel.config.NUMBA_NUM_THREADS == 1
     monkeypatch.setattr(shards.os, "cpu_count", lambda: 8)
-    kernel.config.NUMBA_NUM_THREADS = 8
+    monkeypatch.setattr(kernel.config, "NUMBA_NUM_THREADS", 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     shards.take_device("cpu")
     assert (shards.cores(), kernel.config.NUMBA_NUM_THREADS) == (2, 2)

@@ -1,18 +1,17 @@
 """GCMC on one and on several GPUs: the same crystals by one process and by N that torchrun starts.
 
 Both runs are `tools/mof_labels.py run` with short chains, in batches of equally many crystals: N
-processes simulate a batch each, one process all N batches one after another, as it would with more
-crystals than fit into its memory. (One batch that is shared out ends with its slowest chain, on
-however many GPUs.) Processes for the energy grids are as many for each GPU. N processes come first:
-if the driver keeps compiled kernels, the single process profits.
+processes simulate two batches each, one process all 2 N of them, as it would with more crystals
+than fit into its memory. (One batch that is shared out ends with its slowest chain, on however many
+GPUs.) Processes for the energy grids are as many for each GPU. N processes come first: if the
+driver keeps compiled kernels, the single process profits.
 
     speed_up               wall time of the whole commands, with start-up
     speed_up_after_start   of what comes after kernels are compiled; the slowest process counts
     speed_up_of_chains     of the chains alone, likewise
 
-Efficiencies are these over N. After the start the single process makes its second batch's grids
-while chains run, so it waits for grids once, like each of the N. All rows must be the same; the
-file states the largest relative difference of any number in them.
+Efficiencies are these over N. Grids of all batches but a process's first are made while chains run.
+All rows must be the same; the file states the largest relative difference of any number in them.
 
 Examples
     python tools/mof_labels.py pack --to mofs.npz --limit 2000
@@ -135,13 +134,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--packed", type=Path, required=True, help="by mof_labels.py pack")
     parser.add_argument("--limit", type=int, default=2000, help="crystals (default 2000)")
     parser.add_argument("--processes", type=int, default=2, help="and GPUs (default 2)")
-    parser.add_argument("--equilibration", type=int, default=100, help="cycles (default 100)")
+    parser.add_argument("--equilibration", type=int, default=50, help="cycles (default 50)")
     parser.add_argument("--cycles", type=int, default=100, help="sampled (default 100)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--out", type=Path, default=paths.results("bench/gcmc_gpus.json"))
     options = parser.parse_args(argv)
     begun, n = time.perf_counter(), options.processes
-    batch, workers = -(-options.limit // n), max(1, (os.cpu_count() or 1) // n)
+    batch, workers = -(-options.limit // (2 * n)), max(1, (os.cpu_count() or 1) // n)
     arguments = [options.data_set, "--packed", str(options.packed), "--device", options.device]
     for key, value in (("limit", options.limit), ("equilibration", options.equilibration),
                        ("cycles", options.cycles), ("batch", batch), ("workers", workers)):

@@ -133,12 +133,10 @@ def prepare(
         return error
 
 
-def _begin(device: str) -> None:
-    """What a process that makes grids does first."""
+def _one_thread() -> None:
     from x3mat_gcmc import kernel
 
     kernel.config.NUMBA_NUM_THREADS = 1
-    shards.take_device(device)
 
 
 def row_of(
@@ -220,14 +218,15 @@ def simulate(
     if device == "cpu":  # compiled once for all processes
         prepare(_silicon(), settings)
     context = multiprocessing.get_context("fork")  # before there is a CUDA context
-    with context.Pool(workers, _begin, (device,)) as pool:
+    shards.take_device(device)
+    with context.Pool(workers, _one_thread) as pool:
 
         def submit(part: Sequence[Framework]) -> list:
             return [(f, pool.apply_async(prepare, (f, settings, device))) for f in part]
 
         at = batch if math.isinf(seconds) else max(1, batch // 8)
         waiting, known = submit(frameworks[:at]), []
-        shards.take_device(device)
+        engine.free_memory(device)  # checks that there is one
         compile_chains(settings, device)
         compiled = time.perf_counter() - start
         while waiting:

@@ -598,7 +598,7 @@ def gcmc(
     if not several or any(c != common[0] for c in common):
         raise DataError(
             "settings", "they differ in more than state and seed", "Make several calls.")
-    free = _memory(device)
+    free = free_memory(device)
     framework_parameters(several[0].force_field)
     guests = make_guests(several[0])
     out: list[GCMCResult | X3MatError | None] = [None] * len(frameworks) * len(several)
@@ -660,7 +660,7 @@ def _digest(systems: Sequence[System], settings: Sequence[GCMCSettings]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _memory(device: str) -> float:
+def free_memory(device: str) -> float:
     """Bytes to use by default; checks that the device is there."""
     if importlib.util.find_spec("numba") is None:
         raise DataError(

@@ -16,6 +16,8 @@ from pathlib import Path
 from x3mat import results
 from x3mat.errors import DataError
 
+SHOWN = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # what this process was started with
+
 
 def own_shard() -> str:
     """I/N of this process, as torchrun says; 0/1 without it."""
@@ -52,29 +54,27 @@ def cores() -> int:
 def take_device(device: str) -> None:
     """Leave cores to the other processes that torchrun started here, or take a GPU of its own.
 
-    The GPU is the one numbered LOCAL_RANK of those that CUDA shows; it must be taken before
-    anything else uses CUDA, in every process and thread that does.
+    The GPU is the one numbered LOCAL_RANK of those that CUDA shows; from then on it is the only
+    one. Must come before anything uses CUDA; processes that are forked inherit it.
 
     Raises
     ------
     DataError
-        There is no such GPU.
+        CUDA_VISIBLE_DEVICES names fewer GPUs. (Where it names none, the first use of CUDA tells.)
     """
-    from x3mat_gcmc import kernel
-
     if device == "cpu":
+        from x3mat_gcmc import kernel
+
         kernel.config.NUMBA_NUM_THREADS = min(kernel.config.NUMBA_NUM_THREADS, cores())
     elif "LOCAL_RANK" in os.environ:
         number = int(os.environ["LOCAL_RANK"])
-        cuda = kernel.cuda_target()
-        try:
-            cuda.select_device(number)
-        except Exception as error:  # the type depends on numba's version
-            reason = " ".join(str(error).split()).rstrip(": ") or type(error).__name__
+        names = SHOWN.split(",") if SHOWN else [str(i) for i in range(number + 1)]
+        if number >= len(names):
             raise DataError(
-                f"cuda:{number}", f"this CUDA device cannot be used ({reason})",
-                "Start at most as many processes on a host as it has GPUs.",
-            ) from None  # fmt: skip
+                f"process {number} of this host", f"CUDA_VISIBLE_DEVICES names {len(names)} GPUs",
+                "Start at most as many processes on a host.",
+            )  # fmt: skip
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number]
 
 
 def rows_file(folder: Path, shard: tuple[int, int]) -> Path:
