@@ -5,8 +5,8 @@ sizes   networks trained on random parts of the training set of fold 0, nested f
         fewer than LEAST_STEPS steps. Errors are of the whole test half; nothing is chosen by them.
 radii   networks with windows of several radii, trained briefly on a part of the training set, one
         for each seed. Errors are of the validation half.
-steps   the application's trained networks, with windows on finer and coarser grids. Errors are of
-        the validation half. No network is trained: windows of training are drawn from all places.
+steps   the application's trained networks of fold 0, with windows on finer and coarser grids.
+        Errors are of the validation half. No network is trained: windows of training are drawn from all places.
 
 All windows of the grid are averaged. Trainings run side by side, resume after a kill, and what is
 finished is kept in the folder of runs. The result is data/results/APPLICATION/WHAT.json.
@@ -145,8 +145,12 @@ def rows_of_trainings(args: argparse.Namespace, names: Sequence[str]) -> list[di
 
 
 def rows_of_steps(args: argparse.Namespace, names: Sequence[str]) -> list[dict]:
-    """For each spacing of the grid the means that the shipped networks predict."""
-    models, rows = [m.to(args.device) for m in load_model(args.application).members], []
+    """For each spacing of the grid the means that the shipped networks of fold 0 predict."""
+    columns = application(args.application).columns
+    output = f":{columns[0]}" * (len(columns) > 1)  # all are read, whichever is named
+    shipped, rows = load_model(args.application + output, args.device), []
+    models = [m for m, about in zip(shipped.members, shipped.about, strict=True)
+              if about["fold"] == 0]  # fmt: skip
     for step in args.values:
         begun = time.perf_counter()
         found, windows = predicted(models, args.application, names, step)

@@ -1,53 +1,90 @@
 """Pack the QMOF database into qmof.npz, the one file that x3mat reads.
 
-QMOF (CC BY 4.0) is not shipped. Its archive on figshare (linked from
-https://github.com/Andrew-S-Rosen/QMOF) holds a folder of relaxed structures, ``<qmof_id>.cif``, and
-a table, ``qmof.csv``. Only crystals of ``data/qmof-gap/folds.json`` are packed, so that the split
-is the same; those that are missing are counted.
+QMOF (CC BY 4.0; A. S. Rosen et al., Matter 2021, 4, 1578) is not shipped. This downloads its
+archive from figshare once (392 MB, version 18, doi:10.6084/m9.figshare.13147324.v18), checks its
+hash, keeps it in the user's cache folder, and reads its table, ``qmof_database/qmof.csv``, and its
+relaxed structures, ``relaxed_structures/<qmof_id>.cif`` in
+``qmof_database/relaxed_structures.zip``. Only crystals of ``data/qmof-gap/folds.json`` are packed,
+so that the split is the same; those that are missing are counted.
 
 examples:
-  python tools/qmof_pack.py relaxed_structures qmof.csv --out mydata
+  python tools/qmof_pack.py --out mydata
+  python tools/qmof_pack.py --archive qmof_database.zip --out mydata    of an archive at hand
   X3MAT_DATA=mydata x3mat data describe qmof-gap
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from x3mat import paths, results
 from x3mat.applications import application
 from x3mat.crystal import parse_cif
-from x3mat.errors import X3MatError
+from x3mat.errors import DataError, X3MatError
+
+URL = "doi:10.6084/m9.figshare.13147324.v18/qmof_database.zip"
+SHA256 = "97d23c0b4f9e5a30888e53dc16222b90443ad7167c3284d2258615d9f44eceef"
+TABLE, STRUCTURES = "qmof_database/qmof.csv", "qmof_database/relaxed_structures.zip"
+GAP = "outputs.pbe.bandgap"  # column of the table, eV
+REMEDY = "Give qmof_database.zip, or none to have it downloaded."
 
 
-def pack(structures: Path, table: Path, column: str, out: Path, names: set[str]) -> list[str]:
-    """Write ``out/qmof.npz``; returns the names that have no usable crystal or label."""
-    gaps = pd.read_csv(table, index_col="qmof_id", usecols=["qmof_id", column])[column].dropna()
+def download() -> Path:
+    """The archive in the cache folder, fetched if it is not there, its hash checked."""
+    try:
+        import pooch
+
+        return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname="qmof_database.zip",
+                                   path=paths.cache(), progressbar=True))  # fmt: skip
+    except ImportError:
+        cause, remedy = "pooch is not installed", "Type: pip install pooch"
+    except (OSError, ValueError) as error:  # no network; another file than expected
+        cause, remedy = str(error), "Try again, or download it by hand and give it as --archive."
+    raise DataError(URL, f"it cannot be downloaded ({cause})", remedy)
+
+
+def pack(archive: Path, out: Path, names: set[str]) -> list[str]:
+    """Write ``out/qmof.npz``; returns the names that have no usable crystal or label.
+
+    Raises a DataError if the archive is not QMOF's or has none of the crystals.
+    """
     found, missing = {}, []
+    try:
+        with zipfile.ZipFile(archive) as outer:
+            table = pd.read_csv(io.BytesIO(outer.read(TABLE)), usecols=["qmof_id", GAP])
+            inner = zipfile.ZipFile(io.BytesIO(outer.read(STRUCTURES)))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(archive, f"it is not the archive of QMOF ({error})", REMEDY) from None
+    gaps = table.set_index("qmof_id")[GAP].dropna()
     for name in tqdm(sorted(names), "reading", disable=not sys.stderr.isatty()):
         try:
-            text = (structures / f"{name}.cif").read_text("utf-8", "replace")
+            text = inner.read(f"relaxed_structures/{name}.cif").decode("utf-8", "replace")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found[name] = (*parse_cif(text, name), float(gaps[name]))
-        except (OSError, KeyError, X3MatError):
+        except (KeyError, X3MatError):
             missing.append(name)
+    if not found:
+        raise DataError(archive, f"it has no crystal such as {min(names)}", REMEDY)
     lattice, species, frac_coords, gap = zip(*found.values(), strict=True)
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        out / "qmof.npz", id=np.array(list(found)),
-        Z=np.concatenate(species).astype(np.uint8),
-        frac=np.concatenate(frac_coords).astype(np.float32),
-        ptr=np.cumsum([0, *map(len, species)]).astype(np.int64),
-        lattice=np.array(lattice, dtype=np.float32),
-        bandgap_pbe_eV=np.array(gap, dtype=np.float32),
-    )  # fmt: skip
+    with results.replacing(out / "qmof.npz") as file:
+        np.savez_compressed(
+            file, id=np.array(list(found)),
+            Z=np.concatenate(species).astype(np.uint8),
+            frac=np.concatenate(frac_coords).astype(np.float32),
+            ptr=np.cumsum([0, *map(len, species)]).astype(np.int64),
+            lattice=np.array(lattice, dtype=np.float32),
+            bandgap_pbe_eV=np.array(gap, dtype=np.float32),
+        )  # fmt: skip
     return missing
 
 
@@ -56,21 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("structures", type=Path, help="folder of CIF files")
-    parser.add_argument("table", type=Path, help="qmof.csv")
-    parser.add_argument("--column", default="outputs.pbe.bandgap", help="of the label, in eV")
+    parser.add_argument("--archive", type=Path, help="qmof_database.zip, instead of a download")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of qmof.npz")
     args = parser.parse_args(arguments)
     folds = application("qmof-gap").folds()
     names = {*folds[0].train, *folds[0].rest}
-    if not args.structures.is_dir() or not args.table.is_file():
-        print("error: give the folder of CIF files and the table", file=sys.stderr)
+    try:
+        missing = pack(args.archive or download(), args.out, names)
+    except X3MatError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    have = {path.stem for path in args.structures.glob("*.cif")}
-    if not names & have:
-        print(f"error: {args.structures} has no file such as {min(names)}.cif", file=sys.stderr)
-        return 1
-    missing = pack(args.structures, args.table, args.column, args.out, names)
     print(f"{args.out / 'qmof.npz'}: {len(names) - len(missing)} of {len(names)} crystals")
     return 0
 
