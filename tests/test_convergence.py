@@ -124,3 +124,35 @@ def test_what_is_said_of_sizes():
     errors = [*(row["mae"] for row in rows.values()), whole["test_mae"]]
     assert np.all(np.diff(errors) < 0)
     assert rows[300]["mae"] < histogram["test_mae"] < rows[100]["mae"]
+
+
+def test_what_is_said_of_grids_of_zeolites():
+    record = results.read("zeolite-n2/steps.json")
+    rows = {row["value"]: row for row in record["rows"]}
+    assert list(rows) == [1.0, 1.5, 2.0, 3.0, 4.0]
+    assert record["half"] == "validation"
+    assert record["n"] == len(application("zeolite-n2").folds()[0].halves[0])
+    assert abs(rows[2.0]["mae"] / rows[1.0]["mae"] - 1) < 0.05
+    assert 0.4 < rows[2.0]["mean_change_from_first"] / rows[2.0]["mae"] < 0.6
+    assert rows[4.0]["mae"] > rows[3.0]["mae"] > 1.2 * rows[2.0]["mae"]
+    relative = {}
+    for name in ("zeolite-n2", NAME):
+        row = {r["value"]: r for r in results.read(f"{name}/steps.json")["rows"]}[2.0]
+        relative[name] = row["mean_change_from_first"] / row["mae"]
+    assert relative[NAME] < relative["zeolite-n2"]
+
+
+def test_only_networks_that_never_saw_the_crystals(tmp_path, monkeypatch):
+    """Of zeolite-n2 other folds' networks were trained on this validation half."""
+    command = ["steps", "--values", "4", "--limit", "1"]
+    monkeypatch.setattr(sys, "argv", ["convergence.py", "zeolite-n2", *command])
+    monkeypatch.setattr(paths, "results", lambda name="": tmp_path / name)
+    convergence.main()
+    [row] = results.read_json(tmp_path / "zeolite-n2" / "steps.json")["rows"]
+    model, name = load_model("zeolite-n2"), application("zeolite-n2").folds()[0].halves[0][0]
+    unseen = model.without(name)
+    assert len(model.members) > len(row["mae_of_each_seed"])
+    windows = unseen.windows(application("zeolite-n2").crystal(name), step=4.0)
+    of_fold = [about["fold"] == 0 for about in unseen.about]
+    errors = np.abs(unseen.values(windows) - application("zeolite-n2").labels().n2_g_L[name])
+    assert row["mae_of_each_seed"] == pytest.approx(errors[of_fold].tolist(), rel=1e-3)

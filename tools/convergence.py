@@ -6,7 +6,8 @@ sizes   networks trained on random parts of the training set of fold 0, nested f
 radii   networks with windows of several radii, trained briefly on a part of the training set, one
         for each seed. Errors are of the validation half.
 steps   the application's trained networks of fold 0, with windows on finer and coarser grids.
-        Errors are of the validation half. No network is trained: windows of training are drawn from all places.
+        Errors are of the validation half. No network is trained: windows of training are drawn
+        from all places.
 
 All windows of the grid are averaged. Trainings run side by side, resume after a kill, and what is
 finished is kept in the folder of runs. The result is data/results/APPLICATION/WHAT.json.
