@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -326,8 +327,26 @@ def export(source: Path, library: Library | None = None) -> str:
     return nbformat.writes(notebook, version=4, indent=1) + "\n"
 
 
+def models() -> str:
+    """The table of shipped models and their errors."""
+    rows = ["| model | predicts | crystals trained, tested | mean absolute error | R² |",
+            "|---|---|---|---|---|"]
+    for path in sorted((ROOT / "data").glob("*/application.json")):
+        name, about = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads((ROOT / "data/results" / name / "summary.json").read_text("utf-8"))
+        several = about["columns"] if len(about["columns"]) > 1 else [""]
+        scores = [found["outputs"][column] if column else found for column in several]
+        errors = ", ".join(f"{column} {score['test_mae']:.3g}".strip()
+                           for column, score in zip(several, scores, strict=True))
+        r2 = ", ".join(f"{score['test_r2']:.2f}" for score in scores)
+        rows.append(f"| `{name}` | {about['property']}, {about['conditions']}"
+                    f" | {found['n_train'][0]:,}, {found['n_test']:,}"
+                    f" | {errors} {about['unit']} | {r2} |")
+    return "\n".join(rows)
+
+
 def readme(text: str) -> str:
-    """README.md with its table of chapters, and its picture once there is one."""
+    """README.md with its tables of chapters and of models, and its picture once there is one."""
     rows = ["| chapter | what it shows | |", "|---|---|---|"]
     for source in sources():
         front = yaml.safe_load(source.read_text(encoding="utf-8").split("---")[1])
@@ -339,7 +358,7 @@ def readme(text: str) -> str:
             f"| [{title_of(source)}]({page_url(source)}) | {front['x3mat']['summary']} "
             f"| [![Open in Colab]({BADGE})]({colab}) |"
         )
-    parts = {"chapters": "\n".join(rows)}
+    parts = {"chapters": "\n".join(rows), "models": models()}
     if (ROOT / PICTURE[0]).is_file():
         parts["picture"] = f"![{PICTURE[1]}]({PICTURE[0]})"
     for name, part in parts.items():
