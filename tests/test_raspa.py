@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +18,7 @@ import raspa
 from x3mat import databases, paths, results
 from x3mat.crystal import crystal_from_arrays
 from x3mat.errors import DataError
+from x3mat_gcmc import forcefield
 
 needs_raspa = pytest.mark.skipif(
     importlib.util.find_spec("raspalib") is None,
@@ -224,3 +229,35 @@ def test_density_grid_keeps_the_symmetry_and_the_number():
     grid = raspa.density_grid(rng.random((500, 3)), inversion, 0.5, 10)
     assert grid.sum() * 0.5**3 == pytest.approx(50.0)
     np.testing.assert_allclose(grid, grid[::-1, ::-1, ::-1])
+
+
+@needs_raspa
+def test_gases_of_a_mixture_have_their_partial_pressures(tmp_path):
+    """In an all but empty box each gas holds N = φ x p V / k T."""
+    gas = forcefield.guest
+    gases = [
+        {"fraction": fraction, "sites": [{"z": 0.0, "charge": 0.0, "type": k + 1}],
+         "critical": [gas(name)[key] for key in ("critical_temperature", "critical_pressure",
+                                                 "acentric_factor")]}
+        for k, (name, fraction) in enumerate({"CO2": 0.3, "N2": 0.7}.items())
+    ]  # fmt: skip
+    tiny = {"epsilon": 1e-3, "sigma": 1.0, "mass": 28.0, "charge": 0.0, "number": 7}
+    job = {
+        "types": [{**tiny, "name": name, "framework": name == "X"} for name in ("X", "A", "B")],
+        "lengths": [40.0] * 3, "angles": [90.0] * 3, "positions": [[20.0] * 3], "atom_types": [0],
+        "atom_charges": [0.0], "gases": gases, "centre": 0, "temperature": 298.0,
+        "pressure": 1e6, "cutoff": 12.0, "charges": False, "seed": 3, "init_cycles": 50,
+        "min_cycles": 2000, "max_cycles": 2000, "check_every": 1000, "target_relative": 0.0,
+        "target_absolute": 0.0, "max_seconds": 60.0, "blocking_pockets": [],
+        "moves": {"translation_probability": 0.1, "swap_cbmc_probability": 1.0},
+    }  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    script = Path(raspa.__file__).with_name("raspa_job.py")
+    subprocess.run([sys.executable, script, "job.json", "out.npz"], cwd=tmp_path, check=True,
+                   capture_output=True, timeout=120)  # fmt: skip
+    with np.load(tmp_path / "out.npz") as out:
+        found = out["molecules"].mean(0)
+        assert (out["molecules"][:, 0] == out["counts"]).all()
+    fugacity = 1e6 * np.array([0.3, 0.7]) * forcefield.fugacity_coefficients(
+        298.0, 1e6, ["CO2", "N2"], [0.3, 0.7])  # fmt: skip
+    assert found == pytest.approx(fugacity * 40.0**3 * 1e-30 / (1.380649e-23 * 298.0), rel=0.06)

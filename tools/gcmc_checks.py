@@ -5,14 +5,18 @@ checks:
   co2-n2       CO2/N2 15:85 in 20 MOFs, 298 K, 1 bar, against published uptakes (gRASPA)
   argon        Ar in IZA frameworks, 87 K, 1 atm, against published uptakes (RASPA2)
   n2-77k       N2 in zeolites and MOFs, 77 K, 1 bar, against RASPA3, which runs first
+  raspa-n2     N2 in zeolites and MOFs in turn, 298 K, 1 bar, against RASPA3, which runs first;
+               UFF and predicted charges in both programs
+  raspa-co2-n2 CO2/N2 15:85 in the same, likewise
   mof-n2       N2 in CoRE MOF 2019 crystals, 77 K, 1 bar: speed, and whether chains agree
   mfi-ch4      CH4 in MFI, 300 K, fugacity 1 bar, against the example of RASPA3's manual
   mfi-co2      CO2 in MFI, 353 K, fugacity 1 bar, likewise
 
 The result is data/results/gcmc/CHECK.json. Crystals and reference values can be packed into one
 file first, with which a check needs numpy, scipy, tqdm and numba only. Data that is not shipped is
-read from the folder that X3MAT_DATA names. The references of n2-77k are made by RASPA3 when the
-check runs, one process for each crystal; the means of their quarters tell whether they still drift.
+read from the folder that X3MAT_DATA names. The references of n2-77k, raspa-n2 and raspa-co2-n2 are
+made by RASPA3 when the check runs, one process for each crystal; the means of their quarters tell
+whether they still drift.
 
 Which files are of which engine: zeolite-n2-all, co2-n2-long and zeolite-n2-cuda were written with
 insertions of one trial and chains that started empty and cold; argon with biased insertions, but
@@ -44,6 +48,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 if importlib.util.find_spec("gemmi") is None:  # packed crystals need none of the readers
     package = types.ModuleType("x3mat")
@@ -75,6 +80,10 @@ SETTINGS = {
     ),
 }  # fmt: skip
 SETTINGS["mof-n2"] = SETTINGS["n2-77k"]
+SETTINGS["raspa-n2"] = GCMCSettings(charges="cif", equilibration=300, cycles=3000, start="empty")
+SETTINGS["raspa-co2-n2"] = replace(
+    SETTINGS["raspa-n2"], gases=("CO2", "N2"), fractions=(0.15, 0.85))
+WITH_RASPA = "n2-77k", "raspa-n2", "raspa-co2-n2"
 
 
 def _at_one_bar(gas: str, temperature: float, charges: str) -> GCMCSettings:
@@ -104,7 +113,8 @@ def load(check: str, limit: int, names: list[str] | None) -> dict[str, np.ndarra
     """Crystals and reference values (mol/kg, by gas) of a check, as flat arrays."""
     rows = {
         "zeolite-n2": _zeolites, "co2-n2": _co2_n2, "argon": _argon, "n2-77k": _n2_77k,
-        "mof-n2": _mofs, **{name: partial(_mfi, *value) for name, value in MANUAL.items()},
+        "mof-n2": _mofs, "raspa-n2": partial(_in_turn, 1), "raspa-co2-n2": partial(_in_turn, 2),
+        **{name: partial(_mfi, *value) for name, value in MANUAL.items()},
     }[check](limit, names)  # fmt: skip
     frameworks = [row[0] for row in rows]
     nan = [f.charges if f.charges is not None else np.full(len(f.species), np.nan)
@@ -183,26 +193,46 @@ def _n2_77k(limit: int, names: list[str] | None) -> list[tuple]:
     return rows
 
 
+def _in_turn(n_gases: int, limit: int, names: list[str] | None) -> list[tuple]:
+    """Zeolites and MOFs in turn, with predicted charges: the named zeolites and those that follow
+    in the alphabet; a random order (seed 0) of the crystals with labels of mof-co2n2."""
+    from x3mat import databases
+    from x3mat.applications import application
+
+    table = sorted(application("mof-co2n2").labels().index)
+    mofs = [f"core-mof:ASR:{n}" for n in np.random.default_rng(0).permutation(table).tolist()]
+    codes = [*NAMED, *(code for code in databases.iza_codes() if code not in NAMED)]
+    turns = [name for code, mof in zip(codes, mofs, strict=False) for name in (f"iza:{code}", mof)]
+    rows = []
+    for name in (names or turns)[: limit or None]:
+        crystal, nan = databases.crystal(name), [np.nan] * n_gases
+        bare = Framework(crystal.lattice, crystal.species, crystal.frac_coords, None, name)
+        rows.append((predicted(bare), nan, nan, np.nan))
+    return rows
+
+
 def with_raspa(
     pack: dict[str, np.ndarray], settings: GCMCSettings, seconds: float
 ) -> dict[str, np.ndarray]:
     """A pack with references by RASPA3, one process for each crystal; and their quarters.
 
-    Quarters are mean uptakes of the quarters of a run (mol/kg): they tell whether it still drifts.
+    Quarters are mean uptakes of the quarters of a run (mol/kg, of the first gas): they tell whether
+    it still drifts.
     """
     frameworks = frameworks_of(pack, 0)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda f: raspa_uptake(f, settings, seconds), frameworks))
+        found = list(tqdm(pool.map(lambda f: raspa_uptake(f, settings, seconds), frameworks),
+                          "RASPA3", len(frameworks)))  # fmt: skip
     value, error, wall, quarters = zip(*found, strict=True)
-    return {**pack, "reference": np.array(value)[:, None], "error": np.array(error)[:, None],
+    return {**pack, "reference": np.array(value), "error": np.array(error),
             "wall_s": np.array(wall), "quarters": np.array(quarters),
             "hardware": np.array(results.hardware())}  # fmt: skip
 
 
 def raspa_uptake(
     framework: Framework, settings: GCMCSettings, seconds: float
-) -> tuple[float, float, float, list[float]]:
-    """Uptake of one gas without charges (mol/kg) by RASPA3: mean, error, wall time, quarters."""
+) -> tuple[list[float], list[float], float, list[float]]:
+    """Uptakes of gases (mol/kg) by RASPA3: means, errors, wall time, quarters of the first."""
     import json
     import subprocess
     import tempfile
@@ -212,15 +242,26 @@ def raspa_uptake(
     from x3mat_gcmc.system import make_guests, make_system
 
     system = make_system(framework, replace(settings, spacing=0.0), make_guests(settings))
-    parameters, gas = framework_parameters(settings.force_field), guest(settings.gases[0])
+    parameters, gases = framework_parameters(settings.force_field), list(map(guest, settings.gases))
     numbers = sorted({int(z) for z in framework.species}, key=lambda z: SYMBOLS[z - 1])
     types = [
         {**parameters[SYMBOLS[z - 1]], "name": SYMBOLS[z - 1], "framework": True, "number": z,
          "charge": 0.0} for z in numbers
-    ] + [
-        {"mass": 14.0, **site, "name": f"guest-{name}", "framework": False, "number": 7,
-         "charge": 0.0} for name, site in gas["types"].items()
     ]  # fmt: skip
+    components, charged = [], settings.charges != "none" and framework.charges is not None
+    for k, (gas, fraction) in enumerate(zip(gases, settings.fractions, strict=True)):
+        names, first = list(gas["types"]), len(types)
+        types += [{"mass": 14.0, **site, "name": f"guest-{k}-{name}", "framework": False,
+                   "number": 7, "charge": charged * site["charge"]}
+                  for name, site in gas["types"].items()]  # fmt: skip
+        components.append({
+            "fraction": fraction,
+            "critical": [gas[key] for key in ("critical_temperature", "critical_pressure",
+                                              "acentric_factor")],
+            "sites": [{"z": s["z"], "charge": charged * gas["types"][s["type"]]["charge"],
+                       "type": first + names.index(s["type"])} for s in gas["sites"]],
+        })  # fmt: skip
+    charge = framework.charges if charged else np.zeros(len(framework.species))
     lengths = np.linalg.norm(system.cell, axis=1)
     unit = system.cell / lengths[:, None]
     job = {
@@ -228,20 +269,17 @@ def raspa_uptake(
         "angles": np.degrees(np.arccos([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]))
         .tolist(),
         "positions": system.atoms.tolist(), "atom_types": system.atom_type.tolist(),
-        "atom_charges": [0.0] * len(system.atoms),
-        "sites": [{"z": s["z"], "charge": 0.0,
-                   "type": len(numbers) + list(gas["types"]).index(s["type"])}
-                  for s in gas["sites"]],
-        "centre": 1,
-        "critical": [gas[k] for k in ("critical_temperature", "critical_pressure",
-                                      "acentric_factor")],
+        "atom_charges": np.tile(charge - charge.mean(), len(system.atoms) // len(charge)).tolist(),
+        "gases": components, "centre": 0,
         "moves": {"translation_probability": 1.0, "rotation_probability": 1.0,
-                  "reinsertion_cbmc_probability": 0.2, "swap_cbmc_probability": 1.0,
-                  "widom_probability": 0.01},
+                  # with charges RASPA3 ends with "all overlap" in such moves
+                  "reinsertion_cbmc_probability": 0.0 if charged else 0.2,
+                  "swap_cbmc_probability": 1.0, "widom_probability": 0.01},
         "temperature": settings.temperature, "pressure": settings.pressure,
-        "cutoff": settings.cutoff, "charges": False, "seed": settings.seed, "init_cycles": 100,
-        "min_cycles": 50, "max_cycles": 1_000_000, "check_every": 10, "target_relative": 0.0,
-        "target_absolute": 0.0, "max_seconds": seconds, "blocking_pockets": [],
+        "cutoff": settings.cutoff, "charges": bool(charged), "seed": settings.seed,
+        "init_cycles": 100, "min_cycles": 50, "max_cycles": 1_000_000, "check_every": 10,
+        "target_relative": 0.0, "target_absolute": 0.0, "max_seconds": seconds,
+        "blocking_pockets": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder, name)) for name in ("job.json", "out.npz")]
@@ -250,11 +288,12 @@ def raspa_uptake(
         subprocess.run([sys.executable, str(script), *files], cwd=folder, check=True,
                        stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
         with np.load(files[1]) as out:
-            counts, wall = out["counts"].astype(float), float(out["seconds"])
+            counts, wall = out["molecules"].astype(float), float(out["seconds"])
     counts *= 1000 / system.mass / np.prod(system.replicas)
-    kept = counts[equilibrated(counts) :]
-    quarters = [float(q.mean()) for q in np.array_split(counts, 4)]
-    return float(kept.mean()), standard_error(kept[None]), wall, quarters
+    kept = counts[equilibrated(counts.sum(1)) :]
+    quarters = [float(q.mean()) for q in np.array_split(counts[:, 0], 4)]
+    errors = [standard_error(gas[None]) for gas in kept.T]
+    return kept.mean(0).tolist(), errors, wall, quarters
 
 
 def mof_candidates() -> tuple[list[str], dict[str, int]]:
@@ -427,7 +466,7 @@ def main() -> int:
     parser.add_argument("--packed", type=Path, help="read them from such a file")
     parser.add_argument("--checkpoint", type=Path, help="folder for resumable states")
     parser.add_argument("--raspa-seconds", type=float, default=480.0,
-                        help="of RASPA3 for each crystal of n2-77k (default 480)")  # fmt: skip
+                        help="of RASPA3 for each crystal (default 480)")  # fmt: skip
     parser.add_argument("--predicted-charges", action="store_true",
                         help="instead of those that come with the crystals")  # fmt: skip
     parser.add_argument("--name", help="of the result; default that of the check")
@@ -439,7 +478,7 @@ def main() -> int:
                 pack = dict(file)
         else:
             pack = load(args.check, args.limit, args.names)
-        if args.check == "n2-77k" and "quarters" not in pack and not args.pack:
+        if args.check in WITH_RASPA and "quarters" not in pack and not args.pack:
             pack = with_raspa(pack, SETTINGS[args.check], args.raspa_seconds)
         if args.pack:
             np.savez_compressed(args.pack, **pack)

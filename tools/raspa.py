@@ -334,18 +334,20 @@ def _job(crystal: Crystal, settings: GCMCSettings) -> tuple[dict, np.ndarray, np
         "positions": positions.tolist(),
         "atom_types": [names.index(symbols[i]) for i in index],
         "atom_charges": (charge - charge.mean()).tolist(),  # neutral to rounding
-        "sites": [
-            {
-                "z": s["z"],
-                "charge": guest["types"][s["type"]]["charge"],
-                "type": len(names) + guest_types.index(s["type"]),
-            }
-            for s in guest["sites"]
-        ],
+        "gases": [{
+            "fraction": 1.0,
+            "critical": [guest["critical_temperature"], guest["critical_pressure"],
+                         guest["acentric_factor"]],
+            "sites": [
+                {
+                    "z": s["z"],
+                    "charge": guest["types"][s["type"]]["charge"],
+                    "type": len(names) + guest_types.index(s["type"]),
+                }
+                for s in guest["sites"]
+            ],
+        }],
         "centre": _CENTRE_SITE,
-        "critical": [
-            guest["critical_temperature"], guest["critical_pressure"], guest["acentric_factor"]
-        ],
         "moves": {
             "translation_probability": 0.05,
             "rotation_probability": 0.05,

@@ -117,45 +117,49 @@ def build_system(job: dict):
         ],
         [1, 1, 1],
     )
-    eos = rl.EquationOfState
-    critical = job["critical"]
-    fluid = eos.compute_fluid_properties(
+    eos, gases = rl.EquationOfState, job["gases"]
+    fluids = eos.compute_fluid_properties(
         job["temperature"],
         job["pressure"],
-        [eos.FluidInput(*critical, 1.0, True)],
+        [eos.FluidInput(*gas["critical"], gas["fraction"], True) for gas in gases],
         eos.EquationOfStateType.PENG_ROBINSON,
         eos.MixingRules.VAN_DER_WAALS,
     )
-    fugacity_coefficient = float(fluid[0].fugacity_coefficient)
-    component = rl.Component(
-        force_field,
-        "guest",
-        *critical,
-        [
-            rl.Atom(position=(0.0, 0.0, s["z"]), charge=s["charge"], type=s["type"])
-            for s in job["sites"]
-        ],
-        particle_probabilities=rl.MCMoveProbabilities(**job["moves"]),
-        fugacity_coefficient=fugacity_coefficient,
-        blocking_pockets=[tuple(p) for p in job["blocking_pockets"]],
-    )
+    coefficients = [float(fluid.fugacity_coefficient) for fluid in fluids]
+    components = [
+        rl.Component(
+            force_field,
+            f"guest-{k}",
+            *gas["critical"],
+            [
+                rl.Atom(position=(0.0, 0.0, s["z"]), charge=s["charge"], type=s["type"])
+                for s in gas["sites"]
+            ],
+            particle_probabilities=rl.MCMoveProbabilities(**job["moves"]),
+            # the package cannot be told mole fractions and takes equal ones
+            fugacity_coefficient=coefficient * gas["fraction"] * len(gases),
+            blocking_pockets=[tuple(p) for p in job["blocking_pockets"]],
+        )
+        for k, (gas, coefficient) in enumerate(zip(gases, coefficients, strict=True))
+    ]
     system = rl.System(
         force_field,
         external_temperature=job["temperature"],
         external_pressure=job["pressure"],
         framework_components=framework,
-        components=[component],
-        initial_number_of_molecules=[0],
+        components=components,
+        initial_number_of_molecules=[0] * len(gases),
     )
-    return system, fugacity_coefficient
+    return system, coefficients
 
 
 def run(job: dict) -> dict[str, np.ndarray]:
-    """Run the job: molecule counts, test insertions, centres of mass (Å), seconds."""
+    """Run the job: molecules of each gas, seconds; of the first gas also test insertions, and, if
+    it is the only one, centres of mass (Å)."""
     import raspalib as rl
 
     start = time.perf_counter()
-    system, fugacity_coefficient = build_system(job)
+    system, coefficients = build_system(job)
     simulation = rl.MonteCarlo(
         number_of_cycles=job["max_cycles"],
         number_of_initialization_cycles=job["init_cycles"],
@@ -163,19 +167,19 @@ def run(job: dict) -> dict[str, np.ndarray]:
         random_seed=job["seed"],
         output_to_files=False,
     )
-    sites = len(job["sites"])
-    n_framework = len(job["positions"])
-    counts: list[int] = []
+    gases, n_framework = job["gases"], len(job["positions"])
+    counts: list[list[int]] = []
     centres: list[tuple[float, float, float]] = []
     insertions = [(0.0, 0.0)]  # cumulative sum of Rosenbluth weights, number of test insertions
     volume = system.simulation_box.volume * 1e-30
-    fugacity = fugacity_coefficient * job["pressure"]
+    fugacity = coefficients[0] * gases[0]["fraction"] * job["pressure"]
     activity_volume = fugacity * volume / (_BOLTZMANN * job["temperature"])
 
     def collected() -> dict[str, np.ndarray]:
         sums, tries = np.diff(np.array(insertions), axis=0).T
         return {
-            "counts": np.array(counts, dtype=np.int32),
+            "counts": np.array(counts, dtype=np.int32)[:, 0],
+            "molecules": np.array(counts, dtype=np.int32),
             "insertion_sums": sums,
             "insertion_counts": tries,
             "activity_volume": np.array(activity_volume),
@@ -183,9 +187,10 @@ def run(job: dict) -> dict[str, np.ndarray]:
 
     def sample() -> None:
         current = simulation.systems[0]
-        guests = current.atom_data[n_framework:]
-        counts.append(len(guests) // sites)
-        centres.extend(atom.position for atom in guests[job["centre"] :: sites])
+        counts.append(list(current.number_of_molecules_per_component))
+        if len(gases) == 1:
+            guests, sites = current.atom_data[n_framework:], len(gases[0]["sites"])
+            centres.extend(atom.position for atom in guests[job["centre"] :: sites])
         if len(counts) % _BLOCK == 0:
             component = current.components[0]
             tries = component.mc_moves_statistics[rl.Move.Types.WIDOM].all_counts
@@ -205,7 +210,7 @@ def run(job: dict) -> dict[str, np.ndarray]:
     return {
         **collected(),
         "centres": np.array(centres, dtype=np.float64).reshape(-1, 3),
-        "fugacity_coefficient": np.array(fugacity_coefficient),
+        "fugacity_coefficient": np.array(coefficients[0]),
         "seconds": np.array(time.perf_counter() - start),
     }
 
