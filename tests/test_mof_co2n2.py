@@ -105,6 +105,7 @@ def test_networks_have_these_hyper_parameters(runs):
     for seed, run in enumerate(runs):
         used = train_config(application("mof-co2n2"), [f"seed={seed}"])
         assert run["config"] == asdict(used)
+        assert "1 x NVIDIA H200" in run["provenance"]["hardware"]
 
 
 def test_nitrogen_has_hardly_any_weight(fold, labels):
