@@ -69,3 +69,23 @@ def test_starts_of_the_mixture_agree_in_co2():  # as tools/mof_labels.py says
     gaps = results.read("gcmc/co2-n2-all.json")["summary"]["CO2"]["start"]
     assert gaps["median_abs_gap"] < 0.015
     assert gaps["max_abs_gap"] < 0.1
+
+
+def test_what_is_said_of_raspa_with_charges():
+    found = results.read("gcmc/raspa-n2.json")
+    expected = json.loads(json.dumps(asdict(gcmc_checks.SETTINGS["raspa-n2"])))
+    assert found["settings"] == expected
+    assert not found["failed"]
+    names = [row["name"] for row in found["rows"]]
+    assert [name.startswith("iza:") for name in names] == [True, False] * 12
+    assert all(row["reference_wall_s"] >= 80 for row in found["rows"])
+    rows = [row["loadings"]["N2"] for row in found["rows"]]
+    summary = found["summary"]["N2"]["all"]
+    assert summary["n_within_2_sigma"] == sum(abs(x["z"]) <= 2 for x in rows)
+    relative = [x["mol_per_kg"] / x["reference_mol_per_kg"] - 1 for x in rows]
+    assert summary["mean_deviation"] == pytest.approx(np.mean(relative))
+    assert abs(summary["mean_deviation"]) < 0.02
+    speed = [row["reference_wall_s"] * x["reference_error"] ** 2
+             / (row["seconds"] * x["error_mol_per_kg"] ** 2)
+             for row, x in zip(found["rows"], rows, strict=True)]  # fmt: skip
+    assert found["median_speedup_to_equal_error"] == pytest.approx(np.median(speed))
