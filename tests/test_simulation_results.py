@@ -78,7 +78,7 @@ def test_what_is_said_of_raspa_with_charges():
     assert not found["failed"]
     names = [row["name"] for row in found["rows"]]
     assert [name.startswith("iza:") for name in names] == [True, False] * 12
-    assert all(row["reference_wall_s"] >= 80 for row in found["rows"])
+    assert all(row["reference_wall_s"] > 78 for row in found["rows"])
     rows = [row["loadings"]["N2"] for row in found["rows"]]
     summary = found["summary"]["N2"]["all"]
     assert summary["n_within_2_sigma"] == sum(abs(x["z"]) <= 2 for x in rows)
