@@ -88,4 +88,4 @@ def test_what_is_said_of_raspa_with_charges():
     speed = [row["reference_wall_s"] * x["reference_error"] ** 2
              / (row["seconds"] * x["error_mol_per_kg"] ** 2)
              for row, x in zip(found["rows"], rows, strict=True)]  # fmt: skip
-    assert found["median_speedup_to_equal_error"] == pytest.approx(np.median(speed))
+    assert found["median_speedup_to_equal_error"] == pytest.approx(np.median(speed), rel=1e-3)
