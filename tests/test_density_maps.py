@@ -87,8 +87,6 @@ def test_empty_zeolites_are_named():
 
 
 def test_record_is_of_the_rest_of_the_fold():
-    if not paths.results("zeolite-n2/densities.json").is_file():
-        pytest.skip("not yet simulated")
     record = results.read("zeolite-n2/densities.json")
     rest = application("zeolite-n2").folds()[0].rest
     assert len(rest) <= 200
