@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from result_values import result_value, results_exist  # noqa: E402
+from result_values import models_table, result_value, results_exist  # noqa: E402
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 REPOSITORY, BRANCH = CONFIG["repository"]["url"], CONFIG["repository"]["branch"]
@@ -327,24 +326,6 @@ def export(source: Path, library: Library | None = None) -> str:
     return nbformat.writes(notebook, version=4, indent=1) + "\n"
 
 
-def models() -> str:
-    """The table of shipped models and their errors."""
-    rows = ["| model | predicts | crystals trained, tested | mean absolute error | R² |",
-            "|---|---|---|---|---|"]
-    for path in sorted((ROOT / "data").glob("*/application.json")):
-        name, about = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
-        found = json.loads((ROOT / "data/results" / name / "summary.json").read_text("utf-8"))
-        several = about["columns"] if len(about["columns"]) > 1 else [""]
-        scores = [found["outputs"][column] if column else found for column in several]
-        errors = ", ".join(f"{column} {score['test_mae']:.3g}".strip()
-                           for column, score in zip(several, scores, strict=True))
-        r2 = ", ".join(f"{score['test_r2']:.2f}" for score in scores)
-        rows.append(f"| `{name}` | {about['property']}, {about['conditions']}"
-                    f" | {found['n_train'][0]:,}, {found['n_test']:,}"
-                    f" | {errors} {about['unit']} | {r2} |")
-    return "\n".join(rows)
-
-
 def readme(text: str) -> str:
     """README.md with its tables of chapters and of models, and its picture once there is one."""
     rows = ["| chapter | what it shows | |", "|---|---|---|"]
@@ -358,7 +339,7 @@ def readme(text: str) -> str:
             f"| [{title_of(source)}]({page_url(source)}) | {front['x3mat']['summary']} "
             f"| [![Open in Colab]({BADGE})]({colab}) |"
         )
-    parts = {"chapters": "\n".join(rows), "models": models()}
+    parts = {"chapters": "\n".join(rows), "models": models_table()}
     if (ROOT / PICTURE[0]).is_file():
         parts["picture"] = f"![{PICTURE[1]}]({PICTURE[0]})"
     for name, part in parts.items():

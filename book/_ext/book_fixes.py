@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from result_values import RESULTS, result_value, results_exist
+from result_values import RESULTS, models_table, result_value, results_exist
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,10 +45,20 @@ class IfResults(SphinxDirective):
         return container.children
 
 
-class Chapters(SphinxDirective):
-    """The table of chapters, from the front matter of the notebooks."""
+class Generated(SphinxDirective):
+    """Content that `lines` writes."""
 
     def run(self):
+        container = nodes.Element()
+        self.content = type(self.content)(self.lines(), self.state.document.current_source)
+        self.state.nested_parse(self.content, self.content_offset, container)
+        return container.children
+
+
+class Chapters(Generated):
+    """The table of chapters, from the front matter of the notebooks."""
+
+    def lines(self) -> list[str]:
         lines = []
         for source in sorted((ROOT / "notebooks").glob("[0-9]*.md")):
             self.env.note_dependency(str(source))
@@ -56,10 +66,16 @@ class Chapters(SphinxDirective):
             summary = yaml.safe_load(text.split("---")[1])["x3mat"]["summary"]
             title = re.search(r"^# (.+)$", text, re.M)[1]
             lines += [f"[{title}](/notebooks/{source.stem}.md)", f": {summary}", ""]
-        container = nodes.Element()
-        self.content = type(self.content)(lines, self.state.document.current_source)
-        self.state.nested_parse(self.content, self.content_offset, container)
-        return container.children
+        return lines
+
+
+class Models(Generated):
+    """The table of models, from their summaries."""
+
+    def lines(self) -> list[str]:
+        for summary in RESULTS.glob("*/summary.json"):
+            self.env.note_dependency(str(summary))
+        return models_table().splitlines()
 
 
 def drop_foreign_scripts(app, pagename, templatename, context, doctree):
@@ -75,5 +91,6 @@ def setup(app):
     app.add_role("result", Result())
     app.add_directive("if-results", IfResults)
     app.add_directive("chapters", Chapters)
+    app.add_directive("models", Models)
     app.connect("html-page-context", drop_foreign_scripts, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -44,3 +44,21 @@ def result_value(spec: str, results: Path = RESULTS) -> str:
 def results_exist(files: str, results: Path = RESULTS) -> bool:
     """Whether all of the space-separated result `files` are there."""
     return all((results / name).is_file() for name in files.split())
+
+
+def models_table(data: Path = RESULTS.parent) -> str:
+    """Markdown table of the shipped models and the errors of one network on unseen crystals."""
+    rows = ["| model | predicts | crystals trained, tested | mean absolute error | R² |",
+            "|---|---|---|---|---|"]
+    for path in sorted(data.glob("*/application.json")):
+        name, about = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads((data / "results" / name / "summary.json").read_text(encoding="utf-8"))
+        several = about["columns"] if len(about["columns"]) > 1 else [""]
+        scores = [found["outputs"][column] if column else found for column in several]
+        errors = ", ".join(f"{column} {score['test_mae']:.3g}".strip()
+                           for column, score in zip(several, scores, strict=True))
+        r2 = ", ".join(f"{score['test_r2']:.2f}" for score in scores)
+        rows.append(f"| `{name}` | {about['property']}, {about['conditions']}"
+                    f" | {found['n_train'][0]:,}, {found['n_test']:,}"
+                    f" | {errors} {about['unit']} | {r2} |")
+    return "\n".join(rows)
