@@ -14,10 +14,9 @@ from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import APPLICATIONS, Fold, application
 from x3mat.errors import DataError
 from x3mat.model import X3Mat, X3MatConfig, fitting_atoms, load_checkpoint, window_graph
-from x3mat.sampling import cut_spheres, neighbours
+from x3mat.sampling import STRIDE, cut_spheres, neighbours
 from x3mat.screening import means, read_results
 from x3mat.training import (
-    STRIDE,
     CrystalWindows,
     DrawnWindows,
     Learner,

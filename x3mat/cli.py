@@ -131,15 +131,13 @@ def predict(
     import torch
 
     from x3mat.screening import screen
+    from x3mat_gcmc.shards import shard_of
 
-    number, _, of = shard.partition("/")
-    if not (number.isdecimal() and of.isdecimal()):
-        raise DataError(shard, "it is no shard", "Give two numbers such as 0/4.")
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    ensemble, started = load_model(model, device.replace("auto", "cpu")), time.perf_counter()
-    found = screen(_expanded(files), ensemble, out, shard=(int(number), int(of)),
-                   progress=sys.stderr.isatty())
+    part, started = shard_of(shard), time.perf_counter()
+    ensemble = load_model(model, device.replace("auto", "cpu"))
+    found = screen(_expanded(files), ensemble, out, shard=part, progress=sys.stderr.isatty())
     return _print(
         {"out": out, "crystals": len(found), "failed": int((found.error != "").sum()),
          "seconds": round(time.perf_counter() - started, 1)}, as_json,

@@ -29,6 +29,9 @@ EDGE = 1e-6  # Å; an atom this far outside the sphere still belongs to it
 MAX_DENOMINATOR = 48  # of the translations of space-group operations, supercells included
 MAX_GROWTH = 2.0  # an aligned grid may have this many times the points of the plain one
 MAX_POINTS = 2_000_000
+#: Multiples of it fill a cube evenly: inverse powers of the root g of g⁴ = g + 1 (M. Roberts, "The
+#: unreasonable effectiveness of quasirandom sequences", 2018).
+STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)
 
 GridKind = Literal["auto", "aligned", "plain"]
 

@@ -46,11 +46,9 @@ from x3mat.descriptors import describe
 from x3mat.errors import DataError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, fitting_atoms, save_checkpoint
 from x3mat.predict import Ensemble
-from x3mat.sampling import Windows, neighbours, sample_windows, windows_at
+from x3mat.sampling import STRIDE, Windows, neighbours, sample_windows, windows_at
 from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen
 
-#: Inverse powers of the root g of g⁴ = g + 1 (see :class:`DrawnWindows`).
-STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)
 EXAMPLES = 64  # batches of each of two epochs whose sizes are captured
 CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
 #: Windows of each crystal in a validation on drawn windows, by what atoms hear.
@@ -321,9 +319,8 @@ class DrawnWindows(Dataset):
     """Windows of crystals with targets, cut anew for every item; for thousands of crystals.
 
     The windows of a large database do not fit into memory. So an item has the windows around
-    ``windows_per_crystal`` points k of the cell: x_k = x_0 + k (1/g, 1/g², 1/g³) mod 1 with
-    g⁴ = g + 1, a sequence that covers the cell evenly (M. Roberts, "The unreasonable effectiveness
-    of quasirandom sequences", 2018), from a start x_0 that depends on (seed, epoch, crystal) alone.
+    ``windows_per_crystal`` points k of the cell: x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1,
+    from a start x_0 that depends on (seed, epoch, crystal) alone.
     """
 
     names: Sequence[str]
@@ -365,14 +362,16 @@ def collate(items: Sequence[Item]) -> Batch:
     for k, (windows, pairs, index, share, target) in enumerate(items):
         rows, n_rows = _ragged(windows.ptr, index)
         edges, n_pairs = _ragged(pairs.ptr, np.array([0]) if shared else index)
-        part = {"positions": windows.positions[rows], "species": windows.species[rows],
-                "window": n_rows, "src": pairs.src[edges], "dst": pairs.dst[edges],
-                "crystal": np.full(len(index), k), "share": share, "target": target[None]}
-        units = np.ones_like(n_rows), n_rows, n_rows, n_pairs  # windows
-        if shared:  # or crystals
+        part = {"positions": windows.positions[rows], "window": n_rows, "src": pairs.src[edges],
+                "dst": pairs.dst[edges], "crystal": np.full(len(index), k), "share": share,
+                "target": target[None]}
+        if shared:  # the units are crystals
             part |= {"species": windows.crystal.species, "atom": windows.atom[rows],
                      "vector": pairs.vector}
             units = [len(index)], [len(rows)], [windows.crystal.n_atoms], n_pairs
+        else:
+            part["species"] = windows.species[rows]
+            units = np.ones_like(n_rows), n_rows, n_rows, n_pairs
         for name, n in zip(("windows", "positions", "atoms", "pairs"), units, strict=True):
             sizes[name].append(n)
         for name, array in part.items():

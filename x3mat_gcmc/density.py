@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from x3mat.sampling import STRIDE
+
 POINTS = 27  # in each voxel, at which a density is averaged
-STRIDE = 1.2207440846057596 ** -np.arange(1.0, 4.0)  # multiples of it fill a cube evenly
 
 
 def orbit_average(
