@@ -52,6 +52,7 @@ def test_what_is_said_of_the_search():
     assert [{k: t[k] for k in keys} for t in trials[:2]] == first[:2]
     assert first[0]["windows_per_crystal"] == known["windows_per_crystal"] == 8
     assert first[0]["model.l_max"] == known["model"]["l_max"] == 2
+    assert record["limit"] // 5 == 200  # crystals of the validation half
     base = [t["val_mae"] for t in trials[:2]]
     changed = {}
     for place, trial in enumerate(trials):
