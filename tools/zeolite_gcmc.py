@@ -1,0 +1,319 @@
+"""N2 uptake of the IZA frameworks at 298 K and 1 bar by x3mat_gcmc, also of strained copies.
+
+Model: that of the labels made with RASPA3 (tools/zeolite_labels.py): rigid frameworks, force field
+trappe-n2-zeolite with its charges, Lennard-Jones interactions truncated at 12.8 Å, Ewald summation.
+All pores count, also closed ones.
+
+Steps: `strained` simulates six copies of each framework, CODE~1 to CODE~6, whose cells are
+deformed by about 2 %, with short chains (seed 13) and, to save time, energy grids of 0.45 Å; then
+46 of them (drawn with seed 0) with grids of 0.25 Å (seed 14), to tell what that costs. `labels`
+simulates the frameworks themselves with grids of 0.25 Å (seed 11), then with longer chains (seed
+12) those whose error is above 0.5 % and above 0.02 g/L, or that were not equilibrated, the least
+precise first; of these the second pass alone counts. Both append a line for each finished crystal
+to a file below --runs and leave out the lines that are there, so they may be killed and started
+again. `table` writes, of what is there, gcmc.csv and strained.csv in data/zeolite-n2 and, of both,
+the record gcmc.json among the results, with how the labels agree with those of RASPA3 (labels.csv).
+
+examples:
+  python tools/zeolite_gcmc.py strained                    1,518 copies
+  python tools/zeolite_gcmc.py labels                      253 frameworks, both passes
+  python tools/zeolite_gcmc.py labels --limit 8            a try
+  python tools/zeolite_gcmc.py labels --seconds 600        stops by itself after ten minutes
+  python tools/zeolite_gcmc.py table
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import gcmc_checks
+import numpy as np
+from tqdm import tqdm
+
+from x3mat import databases, paths, results
+from x3mat.crystal import Crystal, crystal_from_arrays
+from x3mat.errors import X3MatError
+from x3mat_gcmc import GCMCResult, GCMCSettings, gcmc, shards
+from x3mat_gcmc.forcefield import guest
+from x3mat_gcmc.system import settings_hash
+
+COPIES = 6  # of each framework
+STRAIN = 0.02  # standard deviation of each component
+_BASE = gcmc_checks.SETTINGS["zeolite-n2"]
+PASSES = (
+    replace(_BASE, replicas=6, equilibration=200, cycles=1500, seed=11),
+    replace(_BASE, replicas=8, equilibration=500, cycles=4000, seed=12),
+)
+SHORT = replace(_BASE, replicas=2, equilibration=100, cycles=300, spacing=0.45, seed=13)
+FINE = replace(_BASE, replicas=4, equilibration=100, cycles=600, seed=14)
+CHECKED = 46  # copies simulated with FINE, too
+TARGET = 0.005, 0.02  # relative error, and g/L, below which one pass is enough
+FEW = 0.01  # g/L; of less no relative error is stated
+COLUMNS = "code", "n2_g_L", "error_g_L", "molecules_per_cell", "mol_per_kg", "settings"
+
+
+def strained(crystal: Crystal, name: str) -> Crystal:
+    """The copy `name`, CODE~K, of a framework: its lattice times 1 + eps, the same fractions.
+
+    The six components of the symmetric eps are normal numbers of standard deviation STRAIN, in the
+    order xx, yy, zz, yz, xz, xy, that K and CODE alone determine.
+
+    Examples
+    --------
+    >>> copy = strained(databases.iza("SOD"), "SOD~1")
+    >>> copy.name, copy.n_atoms, copy.space_group_symbol
+    ('SOD~1', 36, 'P1')
+    """
+    code, k = name.split("~")
+    xx, yy, zz, yz, xz, xy = np.random.default_rng([int(k), *code.encode()]).normal(0, STRAIN, 6)
+    eps = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    lattice = crystal.lattice @ (np.eye(3) + eps)
+    species = crystal.species.tolist()
+    return crystal_from_arrays(lattice, species, crystal.frac_coords, symprec=0, name=name)
+
+
+def copies(codes: Sequence[str]) -> list[str]:
+    """Names of all copies: the first of each framework, then the second, and so on."""
+    return [f"{code}~{k}" for k in range(1, COPIES + 1) for code in codes]
+
+
+def crystal_of(name: str) -> Crystal:
+    """A framework or one of its copies."""
+    crystal = databases.iza(name.split("~")[0])
+    return strained(crystal, name) if "~" in name else crystal
+
+
+# ------------------------------------------------------------------------------ simulation
+
+
+def row_of(result: GCMCResult) -> dict:
+    """What is kept of one crystal."""
+    [n2] = result.loadings.values()
+    return {
+        "name": result.name, "settings": settings_hash(result.settings), "n2_g_L": n2.g_per_L,
+        "error_g_L": n2.error_g_per_L, "molecules_per_cell": n2.molecules_per_cell,
+        "mol_per_kg": n2.mol_per_kg, "heat_kJ_per_mol": n2.heat_kJ_per_mol,
+        "chains": result.counts[:, result.discarded :].mean((1, 2)) / result.n_cells,
+        "discarded": result.discarded, "warnings": result.warnings, "moves": result.moves,
+        "seconds": result.seconds,
+    }  # fmt: skip
+
+
+def simulate(names: Sequence[str], settings: GCMCSettings, file: Path, batch: int,
+             until: float) -> None:  # fmt: skip
+    """Append the rows of those crystals that have none with these settings, batch by batch."""
+    key = settings_hash(settings)
+    done = {row["name"] for row in shards.read_rows(file) if row["settings"] == key}
+    todo = [name for name in names if name not in done]
+    label = f"{file.stem}, seed {settings.seed}"
+    with tqdm(total=len(names), initial=len(names) - len(todo), desc=label) as bar:
+        for at in range(0, len(todo), batch):
+            if time.monotonic() > until:
+                return
+            part = todo[at : at + batch]
+            found = gcmc([crystal_of(name) for name in part], settings)
+            rows = []
+            for name, result in zip(part, found, strict=True):
+                if isinstance(result, X3MatError):
+                    rows.append({"name": name, "settings": key, "failed": str(result)})
+                else:
+                    rows.append(row_of(result))
+            shards.append(file, rows)
+            bar.update(len(part))
+
+
+def is_precise(row: dict) -> bool:
+    """Whether the first pass is enough; where no molecule gets in, more chains are no help."""
+    if row["n2_g_L"] < FEW:
+        return True
+    return not row["warnings"] and row["error_g_L"] <= max(TARGET[0] * row["n2_g_L"], TARGET[1])
+
+
+def latest(file: Path, passes: Sequence[GCMCSettings]) -> dict[str, dict]:
+    """By name the row of the last pass."""
+    found = {}
+    for settings in passes:
+        key = settings_hash(settings)
+        found |= {row["name"]: row for row in shards.read_rows(file)
+                  if row["settings"] == key and "failed" not in row}  # fmt: skip
+    return dict(sorted(found.items()))
+
+
+# ------------------------------------------------------------------------------ tables
+
+
+def written(path: Path, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """Write a table, numbers with five digits."""
+    lines = [",".join(columns)]
+    lines += [",".join(f"{v:.5g}" if isinstance(v, float) else v for v in row) for row in rows]
+    with results.replacing(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(value: np.ndarray, error: np.ndarray) -> dict:
+    """Of uptakes and their errors, g/L; relative errors of those that take up FEW or more."""
+    relative = (error / np.maximum(value, 1e-300))[value >= FEW]
+    return {
+        "n": len(value), "n_without_uptake": int((value < FEW).sum()),
+        "median_relative_error": np.median(relative),
+        "relative_error_percentiles_5_25_75_95_100":
+            np.percentile(relative, [5, 25, 75, 95, 100]),
+        "rms_error_g_L": np.sqrt(np.mean(error**2)), "median_error_g_L": np.median(error),
+        "mean_g_L": value.mean(), "sd_g_L": value.std(ddof=1),
+        "min_g_L": value.min(), "max_g_L": value.max(),
+    }  # fmt: skip
+
+
+def agreement(
+    codes: Sequence[str], value: np.ndarray, error: np.ndarray, other: np.ndarray,
+    other_error: np.ndarray,
+) -> dict:  # fmt: skip
+    """How uptakes agree with others of the same frameworks (g/L); z in combined errors."""
+    z = (value - other) / np.hypot(error, other_error)
+    full = other >= FEW
+    relative = (value - other)[full] / other[full]
+    worst = np.argsort(-np.abs(z))[:5]
+    return {
+        "n": len(z), "n_compared_relatively": int(full.sum()),
+        "mean_relative_deviation": relative.mean(),
+        "median_relative_deviation": np.median(relative),
+        "median_abs_relative_deviation": np.median(np.abs(relative)),
+        "mean_deviation_g_L": (value - other).mean(),
+        "rms_deviation_g_L": np.sqrt(np.mean((value - other) ** 2)),
+        "mean_z": z.mean(), "rms_z": np.sqrt(np.mean(z**2)),
+        "n_within_2_sigma": int((np.abs(z) <= 2).sum()),
+        "worst": [{
+            "code": codes[i], "z": z[i], "n2_g_L": [value[i], error[i]],
+            "other_g_L": [other[i], other_error[i]],
+        } for i in worst],
+    }  # fmt: skip
+
+
+def cost(file: Path, settings: GCMCSettings) -> dict:
+    """Settings, and what the runs took."""
+    key = settings_hash(settings)
+    rows = [r for r in shards.read_rows(file) if r["settings"] == key]
+    return {
+        "settings": asdict(settings), "hash": key, "n": len(rows),
+        "wall_s": sum(r.get("seconds", 0) for r in rows),
+        "moves": sum(r.get("moves", 0) for r in rows),
+        "failed": [r["name"] for r in rows if "failed" in r],
+        "not_equilibrated": sorted(r["name"] for r in rows if r.get("warnings")),
+    }  # fmt: skip
+
+
+def columns_of(rows: Sequence[dict], *keys: str) -> list[np.ndarray]:
+    """Columns of numbers."""
+    return [np.array([float(row[key]) for row in rows]) for key in keys]
+
+
+def table(runs: Path) -> None:
+    """The step `table`; the record once both tables are there."""
+    start, folder = time.perf_counter(), paths.data() / "zeolite-n2"
+    found = latest(runs / "labels.jsonl", PASSES), latest(runs / "strained.jsonl", [SHORT])
+    fine = latest(runs / "strained.jsonl", [FINE])
+    if found[0]:
+        written(folder / "gcmc.csv", COLUMNS, [
+            [code, *(row[c] for c in COLUMNS[1:])] for code, row in found[0].items()])  # fmt: skip
+    if found[1]:
+        written(folder / "strained.csv", ("name", *COLUMNS[1:3]), [
+            [name, *(row[c] for c in COLUMNS[1:3])] for name, row in found[1].items()])  # fmt: skip
+    print(f"{len(found[0])} frameworks, {len(found[1])} copies")
+    if not (all(found) and fine):
+        return
+    labels, deformed = read_table(folder / "gcmc.csv"), read_table(folder / "strained.csv")
+    codes = [row["code"] for row in labels]
+    value, error = columns_of(labels, *COLUMNS[1:3])
+    raspa = {row["code"]: row for row in read_table(folder / "labels.csv")}
+    before = {row["name"]: row["loadings"]["N2"]
+              for row in results.read("gcmc/zeolite-n2-all.json")["rows"]}  # fmt: skip
+    earlier, earlier_error = columns_of(
+        [before[code] for code in codes], "mol_per_kg", "error_mol_per_kg")  # fmt: skip
+    unit = guest("N2")["molar_mass"] * np.array([databases.iza(c).density for c in codes])
+    original = dict(zip(codes, value, strict=True))
+    short, short_error = columns_of(deformed, *COLUMNS[1:3])
+    of = np.array([original[row["name"].split("~")[0]] for row in deformed])
+    ratio = (short / np.maximum(of, 1e-300))[of >= FEW]
+    seeds = [s.seed for s in (*PASSES, SHORT)]
+    payload = {
+        "unit": "g/L of framework", "target": TARGET, "few_g_L": FEW,
+        "labels": {
+            **summary(value, error),
+            "n_of_second_pass": sum(r["settings"] == settings_hash(PASSES[1]) for r in labels),
+            "least_precise": [
+                [codes[i], value[i], error[i]] for i in
+                np.argsort(-np.where(value >= FEW, error / np.maximum(value, FEW), 0))[:5]],
+            "passes": [cost(runs / "labels.jsonl", s) for s in PASSES],
+        },
+        "agreement_with_raspa3": agreement(
+            codes, value, error, *columns_of([raspa[c] for c in codes], *COLUMNS[1:3])),
+        "agreement_with_zeolite_n2_all": agreement(
+            codes, value, error, earlier * unit, earlier_error * unit),
+        "strained": {
+            **summary(short, short_error), "copies": COPIES, "strain": STRAIN,
+            "ratio_to_original": {
+                "n": len(ratio), "mean": ratio.mean(), "sd": ratio.std(ddof=1),
+                "percentiles_5_25_50_75_95": np.percentile(ratio, [5, 25, 50, 75, 95])},
+            **cost(runs / "strained.jsonl", SHORT),
+            "agreement_with_fine_grids": {
+                **agreement(list(fine), *columns_of([found[1][n] for n in fine], *COLUMNS[1:3]),
+                            *columns_of(list(fine.values()), *COLUMNS[1:3])),
+                **cost(runs / "strained.jsonl", FINE)},
+        },
+    }  # fmt: skip
+    path = results.write("zeolite-n2/gcmc.json", payload, seed=seeds,
+                         command="python tools/zeolite_gcmc.py table",
+                         wall_s=time.perf_counter() - start)  # fmt: skip
+    print(f"{path.name}: median relative error"
+          f" {payload['labels']['median_relative_error']:.2%}")  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=["strained", "labels", "table"])
+    parser.add_argument("--runs", type=Path, default=Path("runs/zeolite-gcmc"),
+                        help="folder of rows (default runs/zeolite-gcmc)")  # fmt: skip
+    parser.add_argument("--limit", type=int, help="the first so many frameworks only")
+    parser.add_argument("--batch", type=int, default=46, help="crystals at once (default 46)")
+    parser.add_argument("--seconds", type=float, default=math.inf,
+                        help="start no batch after so many")  # fmt: skip
+    args = parser.parse_args(arguments)
+    until = time.monotonic() + args.seconds
+    try:
+        codes, file = databases.iza_codes()[: args.limit], args.runs / f"{args.step}.jsonl"
+        if args.step == "table":
+            table(args.runs)
+        elif args.step == "strained":
+            simulate(copies(codes), SHORT, file, args.batch, until)
+            some = np.random.default_rng(0).permutation(copies(codes))[:CHECKED].tolist()
+            simulate(some, FINE, file, args.batch, until)
+        else:
+            simulate(codes, PASSES[0], file, args.batch, until)
+            rows = latest(file, PASSES[:1])
+            again = [name for name in codes if name in rows and not is_precise(rows[name])]
+            again.sort(key=lambda name: -rows[name]["error_g_L"] / rows[name]["n2_g_L"])
+            simulate(again, PASSES[1], file, args.batch, until)
+    except X3MatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
