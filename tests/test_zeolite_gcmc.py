@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[labels]")
-if importlib.util.find_spec("zse") is None:
-    pytest.skip("zeose is not installed: pip install x3mat[zeolites]", allow_module_level=True)
 
 import zeolite_gcmc as tool
 
@@ -19,6 +17,9 @@ from x3mat_gcmc import gcmc, shards
 from x3mat_gcmc.forcefield import SYMBOLS, bond_charges
 from x3mat_gcmc.system import settings_hash
 
+pytestmark = pytest.mark.skipif(  # not importorskip: its import by itself raises an error
+    find_spec("zse") is None, reason="zeose is not installed: pip install x3mat[zeolites]"
+)
 FOLDER = paths.data() / "zeolite-n2"
 
 

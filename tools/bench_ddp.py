@@ -14,6 +14,7 @@ The result file is written anew after each run; kinds that are not run stay in i
 
 Examples
     python tools/bench_ddp.py --kinds qmof zeolites --seconds 180
+    python tools/bench_ddp.py --kinds qmof --set windows_per_crystal=12 max_atoms=60000
     python tools/bench_ddp.py --device cpu --quick --out /tmp/ddp.json
 
 Writes data/results/bench/ddp.json
@@ -26,6 +27,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,8 +44,8 @@ QUICK = ["epochs=3", "crystals_per_step=4", "windows_per_crystal=2", "model.l_ma
          "model.m_max=1", "model.channels=8", "model.heads=2", "model.layers=1"]  # fmt: skip
 
 
-def zeolites(quick: bool) -> tuple[TrainConfig, CrystalWindows]:
-    config = replace(train_config(application("zeolite-n2"), QUICK if quick else ()), refine=1)
+def zeolites(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, CrystalWindows]:
+    config = replace(train_config(application("zeolite-n2"), [*changes, *QUICK * quick]), refine=1)
     codes = databases.iza_codes()[:: 32 if quick else 4]
     windows = [w for w in (sample_windows(databases.iza(c)) for c in codes) if w.n_orbits < 200]
     windows = windows * (1 if quick else 1024 // len(windows))
@@ -51,8 +53,8 @@ def zeolites(quick: bool) -> tuple[TrainConfig, CrystalWindows]:
     return config, CrystalWindows(windows, targets, config.model, config.windows_per_crystal)
 
 
-def qmof(quick: bool) -> tuple[TrainConfig, DrawnWindows]:
-    config = train_config(application("qmof-gap"), QUICK if quick else ())
+def qmof(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, DrawnWindows]:
+    config = train_config(application("qmof-gap"), [*changes, *QUICK * quick])
     table = application("qmof-gap").labels().iloc[: 16 if quick else 2048]
     return config, DrawnWindows(
         list(table.index), partial(databases.qmof, symprec=0.0), table.to_numpy(), config.model,
@@ -101,6 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--kinds", nargs="+", default=["zeolites", "qmof"], choices=list(KINDS))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="hyper-parameters, as of x3mat train")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--seconds", type=float, default=float("inf"),
                         help="begin no further run after so many seconds")  # fmt: skip
@@ -110,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.out.is_file():
         found = {k: v for k, v in results.read_json(options.out).items() if k != "provenance"}
     for kind in options.kinds:
-        config, data = KINDS[kind](options.quick)
+        config, data = KINDS[kind](options.set, options.quick)
         config = config if options.quick else replace(config, epochs=EPOCHS)
         about = {"model": vars(config.model), "windows_per_crystal": config.windows_per_crystal}
         found[kind] = {**about, "rows": [], "skipped": []}

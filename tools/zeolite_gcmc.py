@@ -25,7 +25,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import time
@@ -35,6 +34,7 @@ from pathlib import Path
 
 import gcmc_checks
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from x3mat import databases, paths, results
@@ -143,18 +143,9 @@ def rows_of(file: Path, settings: GCMCSettings) -> dict[str, dict]:
 # ------------------------------------------------------------------------------ tables
 
 
-def written(path: Path, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Write a table, numbers with five digits."""
-    lines = [",".join(columns)]
-    lines += [",".join(f"{v:.5g}" if isinstance(v, float) else v for v in row) for row in rows]
-    with results.replacing(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path) -> list[dict]:
     """Rows of a table."""
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return pd.read_csv(path).to_dict("records")
 
 
 def summary(value: np.ndarray, error: np.ndarray) -> dict:
@@ -231,8 +222,9 @@ def table(runs: Path) -> None:
     found = [rows_of(*pair) for pair in zip(files, (LABEL, SHORT), strict=True)]
     names = ("gcmc.csv", COLUMNS), ("strained.csv", ("name", *COLUMNS[1:3]))
     for (name, columns), rows in zip(names, found, strict=True):
-        written(folder / name, columns, [
-            [key, *(row[c] for c in columns[1:])] for key, row in rows.items()])  # fmt: skip
+        kept = [[key, *(row[c] for c in columns[1:])] for key, row in rows.items()]
+        with results.replacing(folder / name) as file:
+            pd.DataFrame(kept, columns=columns).to_csv(file, float_format="%.5g", index=False)
     labels, copied = (read_table(folder / name) for name, _ in names)
     codes = [row["code"] for row in labels]
     value, error = columns_of(labels, *COLUMNS[1:3])
@@ -254,7 +246,7 @@ def table(runs: Path) -> None:
         worst["earlier_g_L"] = [earlier[i] * unit[i], earlier_error[i] * unit[i]]
         for way in ("counting", "insertion"):
             worst[f"other_{way}_g_L"] = [float(row[f"{k}{way}_g_L"]) for k in ("", "error_")]
-        worst["other_counting_alone"] = row["counting_alone"] == "1"
+        worst["other_counting_alone"] = row["counting_alone"] == 1
     payload = {
         "unit": "g/L of framework", "few_g_L": FEW,
         "labels": {
