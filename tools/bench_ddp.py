@@ -45,12 +45,12 @@ QUICK = ["epochs=3", "crystals_per_step=4", "windows_per_crystal=2", "model.l_ma
 
 
 def zeolites(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, CrystalWindows]:
-    config = replace(train_config(application("zeolite-n2"), [*changes, *QUICK * quick]), refine=1)
+    config = train_config(application("zeolite-n2"), [*changes, *QUICK * quick])
     codes = databases.iza_codes()[:: 32 if quick else 4]
     windows = [w for w in (sample_windows(databases.iza(c)) for c in codes) if w.n_orbits < 200]
     windows = windows * (1 if quick else 1024 // len(windows))
     targets = np.random.default_rng(0).normal(size=(len(windows), 1))
-    return config, CrystalWindows(windows, targets, config.model, config.windows_per_crystal)
+    return config, CrystalWindows(windows, targets, config.model)
 
 
 def qmof(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, DrawnWindows]:

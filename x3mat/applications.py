@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,15 @@ class Application:
         with np.load(path) if path.suffix == ".npz" else nullcontext(pd.read_csv(path)) as file:
             table = pd.DataFrame({ours: file[column] for ours, column in theirs.items()})
         return table.set_index("name").astype(float)
+
+    def copies(self, names: Sequence[str], number: int) -> pd.DataFrame:
+        """Labels of ``number`` copies NAME~1, NAME~2, ... under random strain of each crystal."""
+        wanted = [f"{name}~{k}" for k in range(1, number + 1) for name in names]
+        try:
+            return pd.read_csv(self.folder / "strained.csv", index_col=0).loc[wanted]
+        except (FileNotFoundError, KeyError):
+            raise DataError(self.name, f"not every crystal has {number} strained copies",
+                            "set fewer copies, or copies=0") from None
 
     def folds(self) -> list[Fold]:
         """The splits of ``data/<name>/folds.json``."""

@@ -46,7 +46,8 @@ def iza_codes() -> tuple[str, ...]:
 
 
 def iza(code: str, symprec: float = SYMPREC) -> Crystal:
-    """The pure-silica framework of an IZA code, in its conventional cell.
+    """The pure-silica framework of an IZA code, in its conventional cell; of "LTA~2" the second
+    of LTA's copies under random strain, :func:`strained`.
 
     Case, and the marks ``-`` and ``*`` of interrupted and partially disordered frameworks, do not
     matter; ``symprec`` is as for :func:`x3mat.crystal.crystal_from_arrays`. Raises a DataError if
@@ -57,10 +58,26 @@ def iza(code: str, symprec: float = SYMPREC) -> Crystal:
     ('SiO2', 36, 'Im-3m')
     """
     rows = _iza_rows()
-    key = code.upper().lstrip("-*")
-    if key not in rows:
+    key, _, copy = code.upper().lstrip("-*").partition("~")
+    if key not in rows or not (copy or "1").isdigit():
         raise _unknown(code, key, sorted(rows), "IZA framework")
-    return _iza(key, symprec)
+    return strained(_iza(key, 0.0), int(copy)) if copy else _iza(key, symprec)
+
+
+def strained(crystal: Crystal, number: int, sd: float = 0.02) -> Crystal:
+    """A copy NAME~number of a crystal: its lattice times 1 + ε, the same fractional coordinates.
+
+    The components ε_xx, ε_yy, ε_zz, ε_yz, ε_xz, ε_xy of the symmetric strain are normal numbers of
+    standard deviation ``sd`` that name and number determine.
+
+    >>> strained(iza("SOD"), 1).name
+    'SOD~1'
+    """
+    rng = np.random.default_rng([number, *crystal.name.encode()])
+    xx, yy, zz, yz, xz, xy = rng.normal(0, sd, 6)
+    strain = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    return crystal_from_arrays(crystal.lattice @ (np.eye(3) + strain), crystal.species,
+                               crystal.frac_coords, symprec=0.0, name=f"{crystal.name}~{number}")
 
 
 @cache

@@ -71,25 +71,13 @@ class Windows:
         """Number of atoms in each window, (W,)."""
         return np.diff(self.ptr)
 
-    def subgrid(self, offset: tuple[int, int, int], every: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every ``every``-th grid point from ``offset``: which windows, and how often each.
-
-        >>> from x3mat import databases
-        >>> fine = sample_windows(databases.iza("LTA"), refine=2)
-        >>> index, counts = fine.subgrid((1, 0, 0), every=2)
-        >>> fine.n_windows, int(counts.sum())
-        (1728, 216)
-        """
-        points = self.orbit.reshape(self.grid)[tuple(slice(o, None, every) for o in offset)]
-        return np.unique(points, return_counts=True)
-
     def expand(self, values: np.ndarray) -> np.ndarray:
         """Values of the windows, (W, ...), on the whole grid, (n1, n2, n3, ...)."""
         return values[self.orbit].reshape(*self.grid, *values.shape[1:])
 
 
 def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, symmetry: bool = True,
-                   grid: GridKind = "auto", refine: int = 1) -> Windows:
+                   grid: GridKind = "auto") -> Windows:
     """Cut a crystal into windows (paper, Fig. 1a-d and section "Equivariant graph ...").
 
     Parameters
@@ -106,11 +94,8 @@ def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, sym
         "plain" has ⌈length / step⌉ points along each axis. "aligned" raises these numbers until
         every operation of the space group maps the grid onto itself. "auto" is the aligned grid
         unless that has more than twice the points of the plain one.
-    refine : int
-        Multiplies the number of points along each axis: the refined grid consists of refine³
-        grids of the given step, each moved against the others (see :meth:`Windows.subgrid`).
 
-    Raises a DataError if radius, step or refine is not positive, the kind of grid is unknown, or
+    Raises a DataError if radius or step is not positive, the kind of grid is unknown, or
     the grid would exceed two million points.
 
     >>> from x3mat import databases
@@ -118,14 +103,13 @@ def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, sym
     >>> windows.grid, windows.n_windows, windows.n_orbits
     ((6, 6, 6), 216, 20)
     """
-    if not (0 < radius < 100 and step > 0 and refine >= 1):
-        raise DataError(crystal.name,
-                        f"radius {radius}, step {step} and refine {refine} are not usable",
-                        "give a radius between 0 and 100 Å, a positive step and refine ≥ 1")
+    if not (0 < radius < 100 and step > 0):
+        raise DataError(crystal.name, f"radius {radius} and step {step} are not usable",
+                        "give a radius between 0 and 100 Å and a positive step")
     if grid not in get_args(GridKind):
         raise DataError(crystal.name, f"there is no grid {grid!r}",
                         f"choose from {', '.join(get_args(GridKind))}")
-    points = tuple(refine * n for n in choose_grid(crystal, step, grid))
+    points = choose_grid(crystal, step, grid)
     if math.prod(points) > MAX_POINTS:
         raise DataError(crystal.name, f"a step of {step} Å makes {math.prod(points):,} grid points",
                         f"take a larger step (at most {MAX_POINTS:,} points are allowed)")

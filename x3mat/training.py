@@ -65,8 +65,8 @@ class TrainConfig:
     model: X3MatConfig = field(default_factory=X3MatConfig)
     epochs: int = 100
     crystals_per_step: int = 8  # batch size, of all devices together
-    windows_per_crystal: int = 24  # drawn in each step; crystals with fewer orbits give all
-    refine: int = 1  # grids of windows are moved at random by multiples of 1/refine of the spacing
+    windows_per_crystal: int = 24  # drawn in each step
+    copies: int = 0  # under random strain of each training crystal, to learn from, too
     learning_rate: float = 3e-3  # AdamW's peak rate
     weight_decay: float = 1e-3  # AdamW's
     clip: float = 10.0  # largest norm of the gradient
@@ -272,25 +272,11 @@ def crystal_pairs(crystal: Crystal, cutoff: float) -> Pairs:
 
 @dataclass(eq=False, repr=False)
 class CrystalWindows(Dataset):
-    """Windows of crystals with targets; item i gives some or all windows of crystal i.
-
-    With ``refine`` > 1 the windows lie on refined grids, and an item is one of the refine³ grids of
-    the model's step, drawn at random: the label holds for all of them.
-
-    A grid of more than ``windows_per_crystal`` orbits gives a systematic sample of that
-    size: equally spaced points, with a random start, on the line on which each orbit takes as
-    much room as it has grid points. An orbit is hit in proportion to its multiplicity, so that the
-    sample's mean is unbiased. What is drawn depends on (seed, epoch, crystal) alone, so
-    that a resumed run sees the same as an uninterrupted run.
-    """
+    """Windows of crystals with targets; item i gives all windows of crystal i."""
 
     windows: Sequence[Windows]
     targets: np.ndarray  # (n, outputs)
     config: X3MatConfig
-    windows_per_crystal: int | None = None  # None for all
-    refine: int = 1
-    seed: int = 0
-    epoch: int = 0
     pairs: Sequence[Pairs] | None = None  # found if not given
 
     def __post_init__(self) -> None:
@@ -301,26 +287,17 @@ class CrystalWindows(Dataset):
 
     def __getitem__(self, i: int) -> Item:
         windows = self.windows[i]
-        rng = np.random.default_rng([self.seed, self.epoch, i])
-        index, counts = np.arange(windows.n_orbits), windows.weights
-        if self.refine > 1:
-            index, counts = windows.subgrid(rng.integers(self.refine, size=3), self.refine)
-        if self.windows_per_crystal is not None and self.windows_per_crystal < len(index):
-            ends = np.cumsum(counts)
-            spacing = ends[-1] / self.windows_per_crystal
-            drawn = (rng.random() + np.arange(self.windows_per_crystal)) * spacing
-            hit, counts = np.unique(np.searchsorted(ends, drawn, "right"), return_counts=True)
-            index = index[hit]
-        return Item(windows, self.pairs[i], index, counts / counts.sum(), self.targets[i])
+        share = windows.weights / windows.n_windows
+        return Item(windows, self.pairs[i], np.arange(len(share)), share, self.targets[i])
 
 
 @dataclass(eq=False, repr=False)
 class DrawnWindows(Dataset):
-    """Windows of crystals with targets, cut anew for every item; for thousands of crystals.
+    """Windows of crystals with targets, cut anew for every item.
 
-    The windows of a large database do not fit into memory. So an item has the windows around
-    ``windows_per_crystal`` points k of the cell: x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1,
-    from a start x_0 that depends on (seed, epoch, crystal) alone.
+    An item has the windows around ``windows_per_crystal`` points k, spread evenly over the cell:
+    x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1. The start x_0 depends on (seed, epoch,
+    crystal) alone, so that a resumed run sees the same as an uninterrupted one.
     """
 
     names: Sequence[str]
@@ -418,7 +395,9 @@ class Learner(L.LightningModule):
     def train_dataloader(self, epoch: int | None = None) -> DataLoader:
         epoch = self.current_epoch if epoch is None else epoch
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
-        return self._loader(replace(self.train_set, epoch=epoch), order.tolist())
+        drawn = isinstance(self.train_set, DrawnWindows)
+        data = replace(self.train_set, epoch=epoch) if drawn else self.train_set
+        return self._loader(data, order.tolist())
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self.validation_set, list(range(len(self.validation_set))))
@@ -429,9 +408,10 @@ class Learner(L.LightningModule):
         rank, of, size = self.global_rank, self.trainer.world_size, self.config.crystals_per_step
         parts = [order[k : k + size][rank::of] or [order[k]] for k in range(0, len(order), size)]
         work = isinstance(data, DrawnWindows)
+        runs = max(1, (os.cpu_count() or 1) // torch.get_num_threads())  # that share the machine
         return DataLoader(data, batch_sampler=parts, collate_fn=collate,
                           pin_memory=self.device.type == "cuda",
-                          **processes(len(data) * work, self.trainer.num_devices))
+                          **processes(len(data) * work, runs * self.trainer.num_devices))
 
     def on_train_start(self) -> None:
         self.average = [p.to(self.device, copy=True) for p in self.average]
@@ -602,21 +582,23 @@ def crystals_of(
     An application of thousands of crystals has its windows drawn for validation, too, always the
     same ``CHECKED_WINDOWS`` of each crystal.
     """
-    targets = application.labels().loc[list(names), list(application.columns)].to_numpy(float)
-    if application.drawn:
+    table = application.labels()
+    if training and config.copies:
+        strained = application.copies(names, config.copies)
+        names, table = [*names, *strained.index], pd.concat([table, strained])
+    targets = table.loc[list(names), list(application.columns)].to_numpy(float)
+    if application.drawn or training:
         number = config.windows_per_crystal if training else CHECKED_WINDOWS[config.model.encoding]
         crystal = partial(application.crystal, symprec=0.0)  # the points drawn have no orbits
         return DrawnWindows(names, crystal, targets, config.model, number, config.seed)
-    refine = config.refine if training else 1
-    sizes = config.model.radius, config.model.step, refine
-    windows = [_windows(application.name, *sizes, name) for name in names]
-    draw = (config.windows_per_crystal, refine, config.seed) if training else ()
-    return CrystalWindows(windows, targets, config.model, *draw)
+    windows = [_windows(application.name, config.model.radius, config.model.step, name)
+               for name in names]
+    return CrystalWindows(windows, targets, config.model)
 
 
 @lru_cache(maxsize=1024)  # runs that follow each other in one process share them
-def _windows(application: str, radius: float, step: float, refine: int, name: str) -> Windows:
-    return sample_windows(APPLICATIONS[application].crystal(name), radius, step, refine=refine)
+def _windows(application: str, radius: float, step: float, name: str) -> Windows:
+    return sample_windows(APPLICATIONS[application].crystal(name), radius, step)
 
 
 # --------------------------------------------------------------------------- applications
