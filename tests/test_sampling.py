@@ -283,20 +283,3 @@ def test_unusable_parameters_are_refused(wrong):
         sample_windows(databases.iza("SOD"), **wrong)
     assert caught.value.source == "SOD"
     assert caught.value.remedy
-
-
-@pytest.mark.parametrize("code", ["LTA", "MFI", "ABW"])
-@pytest.mark.parametrize("refine", [2, 3])
-def test_subgrids_together_are_the_refined_grid(code, refine):
-    crystal = databases.iza(code)
-    plain, fine = sample_windows(crystal), sample_windows(crystal, refine=refine)
-    assert fine.grid == tuple(refine * n for n in plain.grid)
-    total = np.zeros(fine.n_orbits, dtype=int)
-    for offset in np.ndindex(refine, refine, refine):
-        index, counts = fine.subgrid(offset, refine)
-        assert counts.sum() == plain.n_windows
-        total[index] += counts
-    assert np.array_equal(total, fine.weights)
-    index, counts = fine.subgrid((0, 0, 0), refine)
-    assert np.array_equal(np.sort(fine.atoms_per_window[index].repeat(counts)),
-                          np.sort(plain.atoms_per_window.repeat(plain.weights)))

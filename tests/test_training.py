@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from x3mat.training import (
     Replayed,
     TrainConfig,
     collate,
+    crystals_of,
     pad,
     predict_mean,
     set_constants,
@@ -50,9 +52,10 @@ def windows():
 
 
 def fit(windows, folder, config=SMALL):
+    read = partial(databases.iza, symprec=0.0)
     return train(
-        config, CrystalWindows(windows, TARGETS, config.model, config.windows_per_crystal,
-                               config.refine, config.seed),
+        config, DrawnWindows(CODES, read, TARGETS, config.model, config.windows_per_crystal,
+                             config.seed),
         CrystalWindows(windows[:2], TARGETS[:2], config.model), folder, device="cpu",
         progress=False, check_every=1,
     )  # fmt: skip
@@ -72,36 +75,15 @@ def graph(windows):
     return window_graph(*tensors, SMALL.model.cutoff, windows.radius)
 
 
-def test_sample_is_unbiased_and_exact_where_it_is_everything(windows):
-    big = sample_windows(databases.iza("MFI"))
-    values = np.random.default_rng(0).normal(size=big.n_orbits)
-    exact = big.weights @ values / big.n_windows
-    means = []
-    for epoch in range(600):
-        _, _, index, share, _ = CrystalWindows([big], TARGETS[:1], SMALL.model, 20, 1, 3, epoch)[0]
-        assert share.sum() == pytest.approx(1)
-        assert len(index) <= 20
-        means.append(share @ values[index])
-    assert abs(np.mean(means) - exact) < 4 * np.std(means) / np.sqrt(len(means))
-    _, _, index, share, _ = CrystalWindows(windows, TARGETS, SMALL.model, 10_000)[0]
-    assert len(index) == windows[0].n_orbits
-    assert share == pytest.approx(windows[0].weights / windows[0].n_windows)
-
-
-def test_moved_grids_are_drawn_alike_and_cover_the_refined_one():
-    fine = sample_windows(databases.iza("SOD"), refine=2)
-    values = np.random.default_rng(0).normal(size=fine.n_orbits)
-    means, hit = [], set()
-    for epoch in range(400):
-        item = CrystalWindows([fine], TARGETS[:1], SMALL.model, refine=2, epoch=epoch)[0]
-        means.append(item.share @ values[item.index])
-        hit |= set(item.index.tolist())
-    assert hit == set(range(fine.n_orbits))
-    assert abs(np.mean(means) - fine.weights @ values / fine.n_windows) < 4 * np.std(means) / 20
+def test_all_windows_have_their_multiplicities_as_shares(windows):
+    _, _, index, share, target = CrystalWindows(windows, TARGETS, SMALL.model)[1]
+    assert len(index) == windows[1].n_orbits
+    assert share == pytest.approx(windows[1].weights / windows[1].n_windows)
+    assert target == TARGETS[1]
 
 
 def test_pairs_found_once_are_those_of_the_network(windows):
-    data = CrystalWindows(windows, TARGETS, SMALL.model, windows_per_crystal=3)
+    data = CrystalWindows(windows, TARGETS, SMALL.model)
     batch = collate([data[i] for i in range(len(data))])
     again = window_graph(batch.positions, batch.species, torch.tensor(batch.ptr["atoms"]),
                          SMALL.model.cutoff, SMALL.model.radius)
@@ -169,15 +151,6 @@ def test_replayed_steps_are_those_of_the_reference(windows, encoding):
             found.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
         assert (found[0] - found[1]).norm() < 1e-5 * found[1].norm()
     assert replayed(collate([data[i % 4] for i in range(9)]).to("cuda")) is None
-
-
-def test_sample_depends_on_seed_epoch_and_crystal_alone():
-    big = sample_windows(databases.iza("MFI"))
-    draw = [CrystalWindows([big], TARGETS[:1], SMALL.model, 12, 1, *key)[0].index.tolist()
-            for key in ((0, 0), (0, 0), (1, 0), (0, 1))]
-    assert draw[0] == draw[1]
-    assert draw[0] != draw[2]
-    assert draw[0] != draw[3]
 
 
 def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
@@ -461,6 +434,21 @@ def test_fold_writes_checkpoint_and_record(tmp_path):
     again = mean_contribution(model, sample_windows(app.crystal(first["name"])))
     assert first["predicted"] == pytest.approx(again.tolist())
     assert first["label"] == [pytest.approx(app.labels().loc[first["name"], "n2_g_L"])]
+
+
+def test_copies_are_learned_from_with_their_originals_only():
+    app = application("zeolite-n2")
+    names, config = app.folds()[0].train[:3], replace(SMALL, copies=2)
+    learned = crystals_of(app, names, config, training=True)
+    copies = [f"{name}~{k}" for k in (1, 2) for name in names]
+    assert list(learned.names) == [*names, *copies]
+    table = pd.read_csv(app.folder / "strained.csv", index_col=0).n2_g_L
+    assert learned.targets[3:, 0].tolist() == table[copies].tolist()
+    assert learned.targets[:3, 0].tolist() == app.labels().n2_g_L[list(names)].tolist()
+    assert learned[3].windows.crystal.name == copies[0]
+    assert len(crystals_of(app, names, config, training=False)) == 3
+    with pytest.raises(DataError, match="strained copies"):
+        crystals_of(app, names, replace(config, copies=7), training=True)
 
 
 def test_runs_side_by_side_are_those_one_by_one(tmp_path):

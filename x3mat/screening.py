@@ -197,7 +197,8 @@ def _joined(every: Sequence[Windows]) -> Windows:
 
 def for_each(function: Callable[[str], Any], names: Sequence[str]) -> DataLoader:
     """function(name) of each name in order, by several processes where there are many."""
-    return DataLoader(names, None, collate_fn=function, **processes(len(names)))
+    own = torch.Generator()  # leaves the global one alone
+    return DataLoader(names, None, collate_fn=function, generator=own, **processes(len(names)))
 
 
 def processes(n: int, share: int = 1) -> dict:
