@@ -668,13 +668,13 @@ class Bench:
         ways = [(False, False), (True, False)]
         replayed = [(False, True), (True, True)] if self.options.device != "cpu" else []
         network = self._measure_all("x3mat", l_max, ways + replayed)
+        if self.peer:  # first the comparison: counts and profiles take long
+            peer = self._measure_all("uma", l_max, ways)
+            self._measure_all("uma_fast_pytorch", l_max, ways[:1], "umas_fast_pytorch")
+            self._count("uma", l_max, peer)
         self._count("x3mat", l_max, network)
         if main:
             self._profile("x3mat", l_max, network, (False, True) if replayed else (False,))
-        del network
-        if self.peer:
-            self._count("uma", l_max, self._measure_all("uma", l_max, ways))
-            self._measure_all("uma_fast_pytorch", l_max, ways[:1], "umas_fast_pytorch")
 
     def _count(self, model: str, l_max: int, network: nn.Module | None) -> None:
         for backward in (False, True) if network and self.graphs else ():
