@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from x3mat import databases
+from x3mat.applications import application
 from x3mat.errors import CrystalError, DataError
 
 needs_core_mof = pytest.mark.skipif(
@@ -49,6 +50,44 @@ def test_codes_are_forgiving_and_unknown_ones_name_near_matches():
     with pytest.raises(DataError, match="LTA") as caught:
         databases.iza("LTQ")
     assert "IZA framework" in caught.value.cause
+
+
+def test_strained_copies():
+    crystal, copy = databases.iza("SOD", symprec=0.0), databases.iza("sod~1")
+    assert (copy.name, copy.n_atoms, copy.space_group_symbol) == ("SOD~1", 36, "P1")
+    np.testing.assert_array_equal(copy.lattice, databases.strained(crystal, 1).lattice)
+    np.testing.assert_array_equal(copy.species, crystal.species)
+    np.testing.assert_array_equal(copy.frac_coords, crystal.frac_coords)
+    strain = np.linalg.solve(crystal.lattice, copy.lattice) - np.eye(3)
+    np.testing.assert_allclose(strain, strain.T, atol=1e-12)
+    drawn = np.random.default_rng([1, *b"SOD"]).normal(0, 0.02, 6)
+    np.testing.assert_allclose(strain[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]], drawn, atol=1e-12)
+    again = databases.strained(crystal, 1, sd=0.01)
+    np.testing.assert_allclose(copy.lattice - crystal.lattice,
+                               2 * (again.lattice - crystal.lattice), atol=1e-12)
+    for other in (databases.iza("SOD~2"), databases.iza("CAN~1")):
+        plain = databases.iza(other.name.split("~")[0], symprec=0.0)
+        another = np.linalg.solve(plain.lattice, other.lattice) - np.eye(3)
+        assert np.abs(another - strain).max() > 0.001
+    for wrong in ("SOD~x", "SOD~-1", "XXX~1"):
+        with pytest.raises(DataError, match="IZA framework"):
+            databases.iza(wrong)
+
+
+def test_labels_of_strained_copies():
+    zeolites = application("zeolite-n2")
+    copies = zeolites.copies(["SOD", "LTA"], 2)
+    assert list(copies.index) == ["SOD~1", "LTA~1", "SOD~2", "LTA~2"]
+    assert {"n2_g_L", "error_g_L"} <= set(copies.columns)
+    ratio = copies.n2_g_L["LTA~1"] / zeolites.labels().n2_g_L["LTA"]
+    assert 0.5 < ratio < 2
+    assert zeolites.crystal("LTA~2").name == "LTA~2"
+    assert len(zeolites.copies(databases.iza_codes(), 6)) == 6 * 253
+    for missing, number in ((["LTA"], 7), (["LTA", "XXX"], 1)):
+        with pytest.raises(DataError, match="zeolite-n2: not every crystal has"):
+            zeolites.copies(missing, number)
+    with pytest.raises(DataError, match="qmof-gap: not every crystal has 1 strained copies"):
+        application("qmof-gap").copies(["qmof-a2d95c3"], 1)
 
 
 def test_missing_package_says_how_to_install_it(monkeypatch):

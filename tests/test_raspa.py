@@ -1,4 +1,4 @@
-"""GCMC with RASPA3: the runner, the pores, and the committed labels of the 253 frameworks."""
+"""GCMC with RASPA3: the runner, the pores, and its committed uptakes of the 253 frameworks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if importlib.util.find_spec("zse") is None:
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, dict[str, str]]:
-    with (paths.data() / "zeolite-n2" / "labels.csv").open(encoding="utf-8") as file:
+    with (paths.data() / "zeolite-n2" / "raspa3.csv").open(encoding="utf-8") as file:
         return {row["code"]: row for row in csv.DictReader(file)}
 
 
@@ -48,7 +48,7 @@ def _column(table, key):
     return np.array([float(row[key]) for row in table.values()])
 
 
-# ------------------------------------------------------------------------------ labels
+# ------------------------------------------------------------------------------ uptakes
 
 
 def test_table_holds_every_framework_with_errors(table):
@@ -63,7 +63,7 @@ def test_table_holds_every_framework_with_errors(table):
 
 
 def test_summary_is_that_of_the_table(table):
-    summary = results.read("zeolite-n2/labels.json")
+    summary = results.read("zeolite-n2/raspa3.json")
     uptake, error = _column(table, "n2_g_L"), _column(table, "error_g_L")
     assert summary["n_frameworks"] == 253
     assert summary["mean_g_L"] == pytest.approx(uptake.mean(), rel=1e-4)
@@ -84,7 +84,7 @@ def test_summary_is_that_of_the_table(table):
         ("ASV", 4.10, 0.35),
     ],
 )
-def test_named_labels_agree_with_an_independent_uncharged_sweep(table, code, uncharged, tolerance):
+def test_named_uptakes_agree_with_an_independent_uncharged_sweep(table, code, uncharged, tolerance):
     assert float(table[code]["n2_g_L"]) == pytest.approx(uncharged, rel=tolerance)
 
 
@@ -97,7 +97,7 @@ def test_units_of_the_table_agree(table):
         assert float(row["mol_per_kg"]) == pytest.approx(per_kg, rel=1e-3)
 
 
-def test_two_estimators_of_the_labels_agree(table):
+def test_two_estimators_agree(table):
     difference = _column(table, "counting_g_L") - _column(table, "insertion_g_L")
     error = np.hypot(_column(table, "error_counting_g_L"), _column(table, "error_insertion_g_L"))
     z = difference / error
@@ -153,7 +153,7 @@ def test_simulated_cell_is_wide_and_is_the_same_crystal(code):
 
 
 @needs_raspa
-def test_short_run_agrees_with_its_label_and_repeats(table, lta):
+def test_short_run_agrees_with_the_table_and_repeats(table, lta):
     settings = raspa.GCMCSettings(seed=7).fixed(100)
     result = raspa.simulate(lta, settings)
     row = table["LTA"]

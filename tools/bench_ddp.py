@@ -7,8 +7,8 @@ kernels are compiled and CUDA graphs captured, and the last, which validates.
     weak     each has the batch of one:           rate(2, 2B) / 2 rate(1, B)
 
 Windows
-    zeolites  as zeolite-n2 is trained, on 64 frameworks, several times each in an epoch
-    qmof      as qmof-gap is trained, cut when needed; needs X3MAT_DATA
+    zeolites  as zeolite-n2 is trained, on 64 frameworks, 16 times each in an epoch, no copies
+    qmof      as qmof-gap is trained; needs X3MAT_DATA
 
 The result file is written anew after each run; kinds that are not run stay in it.
 
@@ -35,42 +35,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from x3mat import databases, paths, results, sample_windows
+from x3mat import paths, results
 from x3mat.applications import application
-from x3mat.training import CrystalWindows, DrawnWindows, TrainConfig, train, train_config
+from x3mat.training import DrawnWindows, TrainConfig, train, train_config
 
 EPOCHS = 4
 QUICK = ["epochs=3", "crystals_per_step=4", "windows_per_crystal=2", "model.l_max=1",
          "model.m_max=1", "model.channels=8", "model.heads=2", "model.layers=1"]  # fmt: skip
 
 
-def zeolites(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, CrystalWindows]:
-    config = train_config(application("zeolite-n2"), [*changes, *QUICK * quick])
-    codes = databases.iza_codes()[:: 32 if quick else 4]
-    windows = [w for w in (sample_windows(databases.iza(c)) for c in codes) if w.n_orbits < 200]
-    windows = windows * (1 if quick else 1024 // len(windows))
-    targets = np.random.default_rng(0).normal(size=(len(windows), 1))
-    return config, CrystalWindows(windows, targets, config.model)
+def drawn(name: str, rows: slice, times: int, changes: Sequence[str]) -> tuple:
+    """Hyper-parameters of an application, and some of its crystals several times over."""
+    chosen = application(name)
+    config = train_config(chosen, changes)
+    targets = chosen.labels().loc[:, list(chosen.columns)].iloc[rows]
+    return config, DrawnWindows(
+        list(targets.index) * times, partial(chosen.crystal, symprec=0.0),
+        np.tile(targets.to_numpy(float), (times, 1)), config.model, config.windows_per_crystal,
+    )  # fmt: skip
+
+
+def zeolites(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, DrawnWindows]:
+    rows, times = (slice(None, None, 32), 1) if quick else (slice(None, None, 4), 16)
+    return drawn("zeolite-n2", rows, times, [*changes, *QUICK * quick])
 
 
 def qmof(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, DrawnWindows]:
-    config = train_config(application("qmof-gap"), [*changes, *QUICK * quick])
-    table = application("qmof-gap").labels().iloc[: 16 if quick else 2048]
-    return config, DrawnWindows(
-        list(table.index), partial(databases.qmof, symprec=0.0), table.to_numpy(), config.model,
-        config.windows_per_crystal,
-    )  # fmt: skip
+    return drawn("qmof-gap", slice(16 if quick else 2048), 1, [*changes, *QUICK * quick])
 
 
 KINDS = {"zeolites": zeolites, "qmof": qmof}
 
 
-def measure(config: TrainConfig, data, devices: int, device: str) -> dict:
+def measure(config: TrainConfig, data: DrawnWindows, devices: int, device: str) -> dict:
     """Crystals per second of a run."""
-    validation = replace(data, **(
-        {"names": data.names[:8], "known": data.known[:8]} if isinstance(data, DrawnWindows)
-        else {"windows": data.windows[:8], "pairs": data.pairs[:8]}
-    ), targets=data.targets[:8])  # fmt: skip
+    validation = replace(
+        data, names=data.names[:8], known=data.known[:8], targets=data.targets[:8])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = train(config, data, validation, folder, device=device, devices=devices,
                     check_every=config.epochs, progress=False)  # fmt: skip

@@ -1,7 +1,7 @@
 """Densities of N2 in zeolites, 298 K and 1 bar: those that the first fold of zeolite-n2 holds out.
 
 The two halves of the rest of fold 0 are simulated with the force field and the settings of
-`gcmc_checks.py zeolite-n2`, which agrees with the labels. Centres of molecules are counted after
+`gcmc_checks.py zeolite-n2`, which agrees with RASPA3. Centres of molecules are counted after
 each cycle, in voxels of at most 0.5 Å of the unit cell, and averaged over the space group. Two
 halves of the chains have different seeds and share nothing:
 
@@ -9,7 +9,8 @@ halves of the chains have different seeds and share nothing:
   expected  2 r / (1 + r), how well the mean of both correlates with another such mean
   samples   cycles of all chains, each of n_cells unit cells; n_centres molecules were counted,
             which are correlated along a chain
-  z         deviation of the uptake from the label (RASPA3), over its standard error
+  z         deviation of the uptake from that by RASPA3 (raspa3.csv; "label" in the record), over
+            its standard error
 
 Every zeolite has a file CODE.npz in data/zeolite-n2/density-fold-0, of the layout of
 data/zeolite-n2/density (12 named zeolites, by RASPA3, some thousand molecules each; made by
@@ -67,7 +68,7 @@ TARGET = 0.95
 def simulated(
     framework: Framework, halves: Sequence[GCMCResult], label: float, error: float
 ) -> tuple[np.ndarray, dict]:
-    """Density of a zeolite, molecules per Å3, and what is said of it; label in mol/kg."""
+    """Density of a zeolite, molecules per Å3, and what is said of it; label: by RASPA3, mol/kg."""
     crystal = crystal_from_arrays(
         framework.lattice, framework.species, framework.frac_coords, name=framework.name)
     raw = np.array([half.density["N2"] for half in halves])
@@ -202,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def crystals(codes: list[str], packed: Path | None) -> dict[str, tuple[Framework, float, float]]:
-    """Zeolites by code, each with its label and the label's error, mol/kg."""
+    """Zeolites by code, each with its uptake by RASPA3 and the error of that, mol/kg."""
     if packed is None:
         pack = gcmc_checks.load(NAME, 0, codes)
     else:

@@ -1,7 +1,7 @@
 """Checks of tools/gcmc against what other programs computed.
 
 checks:
-  zeolite-n2   N2 in IZA frameworks, 298 K, 1 bar, against the labels made with RASPA3
+  zeolite-n2   N2 in IZA frameworks, 298 K, 1 bar, against RASPA3 (data/zeolite-n2/raspa3.csv)
   co2-n2       CO2/N2 15:85 in 20 MOFs, 298 K, 1 bar, against published uptakes (gRASPA)
   argon        Ar in IZA frameworks, 87 K, 1 atm, against published uptakes (RASPA2)
   n2-77k       N2 in zeolites and MOFs, 77 K, 1 bar, against RASPA3, which runs first
@@ -23,8 +23,8 @@ insertions of one trial and chains that started empty and cold; argon with biase
 cycles that had no upper bound (now 400 moves); co2-n2-predicted and zeolite-n2 before moves with
 charges were judged twice; co2-n2-all, mfi-ch4, mfi-co2, n2-77k and mof-n2 are of the present
 engine. The file zeolite-n2-cuda is of commit 9ce56f8, from outside a checkout of it: it lacks the
-equilibrated flags, what its provenance calls git is another commit, and it compares with labels of
-before that commit.
+equilibrated flags, what its provenance calls git is another commit, and it compares with uptakes by
+RASPA3 of before that commit.
 
 examples:
   python tools/gcmc_checks.py zeolite-n2
@@ -135,7 +135,7 @@ def load(check: str, limit: int, names: list[str] | None) -> dict[str, np.ndarra
 def _zeolites(limit: int, names: list[str] | None) -> list[tuple]:
     from x3mat import databases
 
-    with (paths.data() / "zeolite-n2" / "labels.csv").open(encoding="utf-8") as file:
+    with (paths.data() / "zeolite-n2" / "raspa3.csv").open(encoding="utf-8") as file:
         table = {row["code"]: row for row in csv.DictReader(file)}
     order = names or [*NAMED, *sorted(set(table) - set(NAMED))]
     rows = []

@@ -1,18 +1,19 @@
-"""N2 uptake of the IZA frameworks at 298 K and 1 bar by x3mat_gcmc, also of strained copies.
+"""Labels of zeolite-n2: N2 uptake of the IZA frameworks and of strained copies by x3mat_gcmc.
 
-Model: that of the labels made with RASPA3 (tools/zeolite_labels.py): rigid frameworks, force field
-trappe-n2-zeolite with its charges, Lennard-Jones interactions truncated at 12.8 Å, Ewald summation.
-All pores count, also closed ones.
+Model: 298 K, 1 bar, rigid frameworks, force field trappe-n2-zeolite with its charges, Lennard-Jones
+interactions truncated at 12.8 Å, Ewald summation. All pores count, also closed ones. RASPA3
+computed the same less precisely (tools/zeolite_labels.py).
 
-Steps: `strained` simulates six copies of each framework, CODE~1 to CODE~6, whose cells are
-deformed by about 2 %, with short chains (seed 13) and, to save time, energy grids of 0.45 Å; then
-46 of them (drawn with seed 0) with grids of 0.25 Å (seed 14). `labels` simulates the frameworks
-themselves with grids of 0.25 Å (seed 11), then 16 of them with grids of 0.15 Å (seed 15). What the
-finer grids change is no part of the standard errors; it is in the record. Both steps append a line
-for each finished crystal to a file below --runs and leave out the lines that are there, so they
-may be killed and started again. `table` writes gcmc.csv and strained.csv in data/zeolite-n2 and
-the record gcmc.json among the results, with how the labels agree with those of RASPA3
-(labels.csv) and with an earlier run (gcmc/zeolite-n2-all.json).
+Steps: `strained` simulates six copies of each framework, CODE~1 to CODE~6, whose cells are deformed
+by about 2 % (x3mat.databases.strained), with short chains (seed 13) and, to save time, energy grids
+of 0.45 Å; then 46 of them (drawn with seed 0) with grids of 0.25 Å (seed 14). `labels` simulates
+the frameworks themselves with grids of 0.25 Å (seed 11), then 16 of them with grids of 0.15 Å (seed
+15). What the finer grids change is no part of the standard errors; it is in the record. Both steps
+append a line for each finished crystal to a file below --runs and leave out the lines that are
+there, so they may be killed and started again. `table` writes labels.csv and strained.csv in
+data/zeolite-n2 and the record gcmc.json among the results, with how the labels agree with the
+uptakes of RASPA3 (raspa3.csv) and with an earlier run (gcmc/zeolite-n2-all.json). The rows in the
+repository are of copies whose atoms had been symmetrized before, by 0.003 Å at most.
 
 examples:
   python tools/zeolite_gcmc.py strained                    1,518 copies
@@ -38,14 +39,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from x3mat import databases, paths, results
-from x3mat.crystal import Crystal, crystal_from_arrays
 from x3mat.errors import X3MatError
 from x3mat_gcmc import GCMCResult, GCMCSettings, gcmc, shards
 from x3mat_gcmc.forcefield import guest
 from x3mat_gcmc.system import settings_hash
 
 COPIES = 6  # of each framework
-STRAIN = 0.02  # standard deviation of each component
+STRAIN = 0.02  # standard deviation of each component, the default of databases.strained
 _BASE = gcmc_checks.SETTINGS["zeolite-n2"]
 LABEL = replace(_BASE, replicas=6, equilibration=200, cycles=1500, seed=11)
 SHORT = replace(_BASE, replicas=2, equilibration=100, cycles=300, spacing=0.45, seed=13)
@@ -58,40 +58,14 @@ FEW = 0.01  # g/L; of less no relative error is stated
 GUESS = (
     "chance in the short chains of RASPA3: the earlier run of x3mat_gcmc (other seed, insertions"
     " of one trial) gives for the worst five what this one does; where counting and insertion of"
-    " RASPA3 disagreed, its label is counting alone, and the value of this run lies between them"
+    " RASPA3 disagreed, its uptake is counting alone, and the value of this run lies between them"
 )
 COLUMNS = "code", "n2_g_L", "error_g_L", "molecules_per_cell", "mol_per_kg", "settings"
-
-
-def strained(crystal: Crystal, name: str) -> Crystal:
-    """The copy `name`, CODE~K, of a framework: its lattice times 1 + eps, the same fractions.
-
-    The six components of the symmetric eps are normal numbers of standard deviation STRAIN, in the
-    order xx, yy, zz, yz, xz, xy, that K and CODE alone determine.
-
-    Examples
-    --------
-    >>> copy = strained(databases.iza("SOD"), "SOD~1")
-    >>> copy.name, copy.n_atoms, copy.space_group_symbol
-    ('SOD~1', 36, 'P1')
-    """
-    code, k = name.split("~")
-    xx, yy, zz, yz, xz, xy = np.random.default_rng([int(k), *code.encode()]).normal(0, STRAIN, 6)
-    eps = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    lattice = crystal.lattice @ (np.eye(3) + eps)
-    species = crystal.species.tolist()
-    return crystal_from_arrays(lattice, species, crystal.frac_coords, symprec=0, name=name)
 
 
 def copies(codes: Sequence[str]) -> list[str]:
     """Names of all copies: the first of each framework, then the second, and so on."""
     return [f"{code}~{k}" for k in range(1, COPIES + 1) for code in codes]
-
-
-def crystal_of(name: str) -> Crystal:
-    """A framework or one of its copies."""
-    crystal = databases.iza(name.split("~")[0])
-    return strained(crystal, name) if "~" in name else crystal
 
 
 # ------------------------------------------------------------------------------ simulation
@@ -122,7 +96,7 @@ def simulate(names: Sequence[str], settings: GCMCSettings, file: Path, batch: in
             if time.monotonic() > until:
                 return
             part = todo[at : at + batch]
-            found = gcmc([crystal_of(name) for name in part], settings)
+            found = gcmc([databases.iza(name) for name in part], settings)
             rows = []
             for name, result in zip(part, found, strict=True):
                 if isinstance(result, X3MatError):
@@ -220,7 +194,7 @@ def table(runs: Path) -> None:
     start, folder = time.perf_counter(), paths.data() / "zeolite-n2"
     files = [runs / f"{step}.jsonl" for step in CHECKS]
     found = [rows_of(*pair) for pair in zip(files, (LABEL, SHORT), strict=True)]
-    names = ("gcmc.csv", COLUMNS), ("strained.csv", ("name", *COLUMNS[1:3]))
+    names = ("labels.csv", COLUMNS), ("strained.csv", ("name", *COLUMNS[1:3]))
     for (name, columns), rows in zip(names, found, strict=True):
         kept = [[key, *(row[c] for c in columns[1:])] for key, row in rows.items()]
         with results.replacing(folder / name) as file:
@@ -228,7 +202,7 @@ def table(runs: Path) -> None:
     labels, copied = (read_table(folder / name) for name, _ in names)
     codes = [row["code"] for row in labels]
     value, error = columns_of(labels, *COLUMNS[1:3])
-    raspa = {row["code"]: row for row in read_table(folder / "labels.csv")}
+    raspa = {row["code"]: row for row in read_table(folder / "raspa3.csv")}
     before = {row["name"]: row["loadings"]["N2"]
               for row in results.read("gcmc/zeolite-n2-all.json")["rows"]}  # fmt: skip
     unit = guest("N2")["molar_mass"] * np.array([databases.iza(c).density for c in codes])
@@ -251,6 +225,8 @@ def table(runs: Path) -> None:
         "unit": "g/L of framework", "few_g_L": FEW,
         "labels": {
             **summary(value, error), **cost(files[0], LABEL),
+            "mae_of_median_g_L": np.abs(value - np.median(value)).mean(),
+            "named": {codes[i]: [value[i], error[i]] for i in map(codes.index, gcmc_checks.NAMED)},
             "least_precise": [
                 [codes[i], value[i], error[i]] for i in np.argsort(-relative)[:5]],
             "agreement_with_fine_grids": fine_grids(files[0], found[0], "labels"),

@@ -1,8 +1,10 @@
 """N2 uptake of the 253 IZA frameworks at 298 K and 1 bar by GCMC with RASPA3.
 
-Three steps, each resumable: runs (one small file per framework and seed below --runs), the table
-of labels with the uptake of accessible pores, and longer runs of named frameworks for density
-maps. Runs that exist are kept, so the command may be killed and started again.
+The labels of zeolite-n2 are those of tools/zeolite_gcmc.py, which are compared with these. Steps,
+each resumable: runs (one small file per framework and seed below --runs), the table
+data/zeolite-n2/raspa3.csv (and the record raspa3.json among the results), which also has the uptake
+of accessible pores, longer runs of named frameworks for density maps, and runs with closed cages
+blocked. Runs that exist are kept, so the command may be killed and started again.
 
 examples:
   python tools/zeolite_labels.py                       all: pilot and seed 2, then the table
@@ -244,7 +246,7 @@ def mean_difference(runs: list[list[dict]]) -> list[float] | None:
 def write_table(
     codes: list[str], folder: Path, seeds: list[int], path: Path, command: str, blocked: bool = True
 ) -> None:
-    """Write the table to `path`, and ``data/results/zeolite-n2/labels.json``."""
+    """Write the table to `path`, and ``data/results/zeolite-n2/raspa3.json``."""
     start = time.perf_counter()
     found = [collect(c, folder, seeds, blocked) for c in tqdm(codes, desc="table")]
     rows = [f[0] for f in found if f]
@@ -336,7 +338,7 @@ def write_table(
         "wall_s of provenance is that of collecting, total_run_wall_s adds up all runs",
     }  # fmt: skip
     wall = time.perf_counter() - start
-    results.write("zeolite-n2/labels.json", payload, seed=seeds, command=command, wall_s=wall)
+    results.write("zeolite-n2/raspa3.json", payload, seed=seeds, command=command, wall_s=wall)
     print(f"{len(rows)} frameworks, median relative error {payload['median_relative_error']:.3%}")
 
 
@@ -404,7 +406,7 @@ def main() -> int:
     parser.add_argument("--nice", type=int, default=10, help="raise niceness by this")
     parser.add_argument("--runs", type=Path, default=Path("runs/zeolite-n2"), help="folder of runs")
     parser.add_argument(
-        "--table", type=Path, default=paths.data() / "zeolite-n2" / "labels.csv",
+        "--table", type=Path, default=paths.data() / "zeolite-n2" / "raspa3.csv",
         help="table to write",
     )  # fmt: skip
     parser.add_argument(

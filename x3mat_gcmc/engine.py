@@ -24,8 +24,8 @@ Limits
   the gap is the least error of a mean, and `standard_error` of two chains is never less.
 - On CUDA a launch ends with its slowest chain, which may take as long as all others together: run
   as many crystals at once as memory allows.
-- Standard errors are about right: of 253 zeolites 236 lie within two standard errors of the
-  RASPA3 labels, with a root mean square of 1.10 (``zeolite-n2/gcmc.json``).
+- Standard errors are about right: of 253 zeolites 236 lie within two standard errors of
+  RASPA3, with a root mean square of 1.10 (``zeolite-n2/gcmc.json``).
 - All pores count, those too that no gas can reach from outside; nothing is blocked.
 - Guests are rigid and linear with at most three sites; frameworks are rigid.
 - Energies are interpolated on grids in float32. At 0.25 Å those of N2 in LTA and FER are off by 0.3
