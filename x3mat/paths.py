@@ -30,7 +30,7 @@ def data() -> Path:
 
 
 def results(name: str | Path = "") -> Path:
-    """Path below ``data/results``, for example ``results("zeolite-n2/labels.json")``."""
+    """Path below ``data/results``, for example ``results("mof-n2/labels.json")``."""
     return data() / "results" / name
 
 

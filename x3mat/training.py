@@ -380,9 +380,10 @@ Crystals = CrystalWindows | DrawnWindows
 class Learner(L.LightningModule):
     """X(3)mat with loss, optimiser and data, for Lightning's Trainer."""
 
-    def __init__(self, config: TrainConfig, train: Crystals, validation: Crystals):
+    def __init__(self, config: TrainConfig, train: Crystals, validation: Crystals, jobs: int = 1):
         super().__init__()
-        self.config, self.train_set, self.validation_set = config, train, validation
+        self.config, self.jobs = config, jobs
+        self.train_set, self.validation_set = train, validation
         self.model = X3Mat(config.model)
         self.average = [p.detach().clone() for p in self.model.parameters()]
         self.history: list[dict[str, float]] = []
@@ -408,10 +409,9 @@ class Learner(L.LightningModule):
         rank, of, size = self.global_rank, self.trainer.world_size, self.config.crystals_per_step
         parts = [order[k : k + size][rank::of] or [order[k]] for k in range(0, len(order), size)]
         work = isinstance(data, DrawnWindows)
-        runs = max(1, (os.cpu_count() or 1) // torch.get_num_threads())  # that share the machine
         return DataLoader(data, batch_sampler=parts, collate_fn=collate,
                           pin_memory=self.device.type == "cuda",
-                          **processes(len(data) * work, runs * self.trainer.num_devices))
+                          **processes(len(data) * work, self.jobs * self.trainer.num_devices))
 
     def on_train_start(self) -> None:
         self.average = [p.to(self.device, copy=True) for p in self.average]
@@ -519,6 +519,7 @@ class TrainResult:
 def train(
     config: TrainConfig, train_set: Crystals, validation_set: Crystals, folder: str | Path, *,
     device: str = "auto", devices: int | str = 1, check_every: int = 5, progress: bool = True,
+    jobs: int = 1,
 ) -> TrainResult:
     """Train a model; resume if ``folder`` holds the checkpoint of an interrupted run.
 
@@ -532,6 +533,7 @@ def train(
         as on one, up to rounding). Under torchrun, its processes on all hosts.
     check_every : int; epochs between validations (with averaged weights)
     progress : bool; show a progress bar
+    jobs : int; trainings that share the machine's processors
 
     Raises a DataError if windows and targets differ in number, or a target is not finite.
     """
@@ -545,7 +547,7 @@ def train(
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # of captured steps
         torch.manual_seed(config.seed)
-        learner = Learner(config, train_set, validation_set)
+        learner = Learner(config, train_set, validation_set, jobs)
         kept = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
                                enable_version_counter=False)
         hosts, strategy = 1, "auto" if devices == 1 else "ddp_spawn"
@@ -632,6 +634,7 @@ def train_fold(
     application: Application, fold: int, config: TrainConfig, *,
     models: Path | None = None, records: Path | None = None, runs: str | Path = "runs",
     limit: int | None = None, device: str = "auto", devices: int | str = 1, progress: bool = True,
+    jobs: int = 1,
 ) -> dict:
     """Train on a fold of an application, predict its rest, write a checkpoint; the record of it.
 
@@ -647,7 +650,7 @@ def train_fold(
         Folder of resumable states; a finished run is not repeated unless its state is deleted.
     limit : int, optional
         Use only the first so many crystals of the training set and of each half (smoke runs).
-    device, devices, progress : as for :func:`train`
+    device, devices, progress, jobs : as for :func:`train`
     """
     split, labels = application.folds()[fold], application.labels()
     names = [part[:limit] for part in (split.train, *split.halves)]
@@ -655,7 +658,7 @@ def train_fold(
     tag_folder = Path(runs) / application.name / tag
     result = train(config, crystals_of(application, names[0], config, training=True),
                    crystals_of(application, names[1], config, training=False),
-                   tag_folder, device=device, devices=devices, progress=progress)
+                   tag_folder, device=device, devices=devices, progress=progress, jobs=jobs)
     if int(os.environ.get("RANK", 0)) > 0:  # of torchrun's processes one writes
         return {}
     folder = models or paths.data() / "models" / application.name
@@ -704,7 +707,7 @@ def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]
     """
     if jobs == 1:
         return [train_fold(application, fold, config, **options) for fold, config in plan]
-    options = {**options, "progress": False}
+    options = {**options, "progress": False, "jobs": jobs}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"),
                              initializer=torch.set_num_threads, initargs=(threads,)) as pool:
