@@ -11,9 +11,12 @@ pytest.importorskip("numba", reason="numba is not installed: pip install x3mat[l
 
 import density_maps
 import zeolite_maps
+from small_models import write
 
 from x3mat import databases, paths, results
 from x3mat.applications import application
+from x3mat.predict import load_model
+from x3mat_book import densities
 from x3mat_gcmc.density import orbit_average
 
 SHORT = ["--codes", "ABW", "--equilibration", "20", "--cycles", "100", "--replicas", "2",
@@ -95,3 +98,48 @@ def test_record_is_of_the_rest_of_the_fold():
     rows = {code: density_maps.load(folder, code, settings) for code in rest}
     assert all(rows.values())
     assert record["summary"]["bytes"] == sum(row["bytes"] for row in rows.values()) < 3e6
+
+
+# ------------------------------------------------------------------- site maps beside densities
+
+
+def test_maps_of_networks_that_never_saw_the_zeolite(made, tmp_path, monkeypatch):
+    """Of three networks two never saw ABW; SOD, which all but one saw, is empty."""
+    for seed, train in enumerate((["CHA"], ["ABW"], ["CHA"])):
+        write(tmp_path / "three" / f"{seed}.pt", seed, train=train)
+    monkeypatch.setattr(paths, "results", lambda name="": tmp_path / name)
+    folder = tmp_path / "densities"
+    folder.mkdir()
+    (folder / "ABW.npz").write_bytes((made / "ABW.npz").read_bytes())
+    np.savez(folder / "SOD.npz", density=np.zeros((4, 4, 4), np.float16))
+    command = ["--model", str(tmp_path / "three"), "--densities", str(folder), "--seeds", "1",
+               "--unseen", "--step", "3", "--output", "found"]  # fmt: skip
+    zeolite_maps.main(command)
+    record = results.read("found.json")
+    assert (record["empty"], list(record["zeolites"]), record["step"]) == (["SOD"], ["ABW"], 3.0)
+    row = record["zeolites"]["ABW"]
+    assert row["n_held_out"] == 2
+    assert "all" not in row["r2"]
+    unseen = load_model(tmp_path / "three").without("ABW")
+    windows = unseen.windows(databases.iza("ABW"), 3.0)
+    reference = zeolite_maps.ball_average(
+        windows, databases.iza("ABW"), zeolite_maps.load_density("ABW", folder), 2.0, 0.5)
+    expected = densities.correlations(windows, unseen.contributions(windows).mean(0), reference)
+    assert row["r2"]["held_out"] == pytest.approx(expected)
+    assert record["median"]["r2"]["held_out"]["median"] == pytest.approx(expected["spearman"])
+    assert record["provenance"]["command"].endswith("--step 3 --output found")
+
+
+def test_differences_are_taken_zeolite_by_zeolite():
+    def row(own, untrained, atoms, distance):
+        one = {"held_out": {"spearman": own}, "untrained": {"spearman_abs": untrained},
+               "atom_count": {"spearman": atoms}, "nearest_atom": {"spearman": distance}}
+        return dict.fromkeys((f"r{r:g}" for r in zeolite_maps.RADII), one)
+
+    found = zeolite_maps.paired({"A": row(0.5, 0.1, -0.2, 0.6), "B": row(0.7, 0.3, 0.2, 0.3),
+                                 "C": row(0.1, 0.2, 0.1, -0.4)})["r4"]  # fmt: skip
+    assert found["untrained"]["median"] == pytest.approx(0.4)  # 0.4, 0.4, -0.1
+    assert found["atom_count"]["median"] == pytest.approx(0.3)  # 0.3, 0.9, 0.2
+    assert found["nearest_atom"]["median"] == pytest.approx(0.4)  # -0.1, 0.4, 0.5
+    assert [found[name]["n_better"] for name, *_ in zeolite_maps.CONTROLS] == [2, 3, 2]
+    assert found["untrained"]["interval"] == pytest.approx([-0.1, 0.4])

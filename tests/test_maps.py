@@ -16,7 +16,8 @@ from scipy import stats
 from small_models import CONFIG, write
 
 import x3mat
-from x3mat import databases, maps
+from x3mat import databases, maps, results
+from x3mat.applications import application
 from x3mat.predict import load_model
 from x3mat.sampling import cut_spheres
 from x3mat_book import densities, viz
@@ -301,3 +302,81 @@ def test_isosurfaces_in_three_dimensions(site_maps):
     assert '"isoval": 4.5' in page
     assert cube.splitlines()[4] in page
     assert values.shape == tuple(int(line.split()[0]) for line in cube.splitlines()[3:6])
+
+
+# ------------------------------------------------------------------------- what the chapter says
+
+
+@pytest.fixture(scope="module")
+def named():
+    return results.read("zeolite-n2/maps.json")
+
+
+@pytest.fixture(scope="module")
+def fold():
+    return results.read("zeolite-n2/maps-fold-0.json")
+
+
+def medians(record, radius):
+    return {name: abs(found["median"]) for name, found in record["median"][radius].items()}
+
+
+def test_records_are_of_the_shipped_networks(named, fold):
+    ensemble = load_model("zeolite-n2")
+    for record in (named, fold):
+        assert record["n_members"] == len(ensemble.members) == 5
+        assert record["window_radius"] == ensemble.config.radius
+        for code, row in record["zeolites"].items():
+            assert row["n_held_out"] == len(ensemble.without(code).members) == 1
+    chosen = application("zeolite-n2")
+    rest = chosen.folds()[0].rest
+    assert sorted([*fold["zeolites"], *fold["empty"]]) == sorted(rest)
+    assert fold["empty"] == ["LIT"]
+    assert fold["n_zeolites"] == 50  # as the heading has it
+    for code, row in named["zeolites"].items():
+        assert row["uptake_g_L"]["label"] == chosen.labels().n2_g_L[code]
+    lta = databases.iza("LTA")
+    unseen = ensemble.without("LTA")
+    found = unseen.values(unseen.windows(lta)).mean()
+    assert found == pytest.approx(named["zeolites"]["LTA"]["uptake_g_L"]["predicted_held_out"],
+                                  rel=1e-3)
+
+
+def test_what_is_said_of_twelve_zeolites(named):
+    assert named["n_zeolites"] == 12
+    for radius in ("r4", "r3"):
+        found = medians(named, radius)
+        assert found["untrained"] < found["held_out"] < found["nearest_atom"]
+    for radius in ("r6", "r2"):
+        found = medians(named, radius)
+        assert found["held_out"] < found["untrained"]
+    at_3 = {code: row["r3"]["held_out"]["spearman"] for code, row in named["zeolites"].items()}
+    assert max(at_3, key=at_3.get) == "TON"
+    assert min(at_3, key=at_3.get) == "RHO"
+    assert at_3["RHO"] < -0.2 < 0.8 < at_3["TON"]
+    kinds = {code: row["strongest"]["kind"] for code, row in named["zeolites"].items()}
+    assert (kinds["LTA"], kinds["ASV"]) == ("Exterior", "Interior")  # as in the paper
+    rho = named["zeolites"]["RHO"]["strongest"]
+    assert (rho["kind"], round(rho["density_g_L"])) == ("Exterior", 0)
+
+
+def test_what_is_said_of_fifty_zeolites(fold):
+    paired = fold["paired"]
+    for radius in ("r6", "r4", "r3"):
+        assert paired[radius]["untrained"]["interval"][0] > 0
+    low, high = paired["r4"]["nearest_atom"]["interval"]
+    assert low < 0 < paired["r4"]["nearest_atom"]["median"] < high
+    assert all(paired["r4"][name]["n_better"] > 25 for name in paired["r4"])
+    assert paired["r6"]["atom_count"]["interval"][1] < 0
+    assert paired["r3"]["nearest_atom"]["interval"][1] < 0.1
+    assert paired["r3"]["nearest_atom"]["median"] < 0
+    assert paired["r2"]["nearest_atom"]["interval"][1] < 0
+    assert paired["r2"]["untrained"]["median"] < 0 < paired["r2"]["untrained"]["interval"][1]
+    at_4 = [medians(fold, r)["held_out"] for r in ("r2", "r3", "r4", "r6")]
+    assert max(at_4) == at_4[2]
+    ours, distance, density = zip(*(
+        (row["r4"]["held_out"]["spearman"], row["r4"]["nearest_atom"]["spearman"],
+         databases.iza(code).density) for code, row in fold["zeolites"].items()
+    ), strict=True)  # fmt: skip
+    assert stats.spearmanr(density, ours).statistic > 0.3
+    assert stats.spearmanr(density, np.subtract(ours, distance)).statistic > 0.3

@@ -10,12 +10,19 @@ force field of the simulations, averaged over the same balls.
 
 Writes data/results/zeolite-n2/maps.json and maps.npz (fields on the 1 Å grid), and with --figure
 the picture of the README.
+
+With --unseen the same is done, on one grid, with the networks alone that never saw a zeolite. The
+densities of data/zeolite-n2/density-fold-0 are of the zeolites that fold 0 holds out; "paired" are
+then medians of the differences to the controls, zeolite by zeolite. Zeolites without gas are named
+in "empty" and left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 import time
 from dataclasses import replace
 from itertools import combinations
@@ -37,6 +44,8 @@ from x3mat_book.densities import grams_per_litre
 EXAMPLES = """examples:
   python tools/zeolite_maps.py                       all zeolites with a density
   python tools/zeolite_maps.py --codes LTA ASV --output zeolite-n2/maps-test
+  python tools/zeolite_maps.py --unseen --step 1.5 --seeds 3 \\
+      --densities data/zeolite-n2/density-fold-0 --output zeolite-n2/maps-fold-0
   python tools/zeolite_maps.py --figure book/_static/site_map_lta.png --only-figure
 """
 RADII = (6.0, 4.0, 3.0, 2.0)  # Å
@@ -44,6 +53,10 @@ STEP = 1.0  # Å
 DRAWN = ("LTA", "ASV")
 N2 = 28.0134  # g/mol
 N_BOOTSTRAP = 2000
+CONTROLS = (  # and the signs with which they rise with the density
+    ("untrained", "spearman_abs", 1), ("atom_count", "spearman", -1),
+    ("nearest_atom", "spearman", 1),
+)  # fmt: skip
 
 
 def untrained(ensemble: Ensemble, seed: int) -> X3Mat:
@@ -100,6 +113,8 @@ def compare(
               "nearest_atom": nearest_atom(windows)}  # fmt: skip
     if unseen:
         fields["held_out"] = members[unseen].mean(0)
+    if len(unseen) == len(members):
+        del fields["all"]
     out: dict = {"n_points": windows.n_windows, "n_orbits": windows.n_orbits,
                  "n_held_out": len(unseen)}  # fmt: skip
     for radius in RADII:
@@ -168,6 +183,22 @@ def medians(zeolites: dict) -> dict:
     return out
 
 
+def paired(zeolites: dict) -> dict:
+    """By how much held-out maps exceed the controls, each with the sign that it can be given."""
+    rng = np.random.default_rng(0)
+    out: dict = {}
+    for radius in (f"r{r:g}" for r in RADII):
+        out[radius] = {}
+        for name, key, sign in CONTROLS:
+            values = np.array([z[radius]["held_out"]["spearman"] - sign * z[radius][name][key]
+                               for z in zeolites.values()])  # fmt: skip
+            draws = np.median(values[rng.integers(len(values), size=(N_BOOTSTRAP, len(values)))], 1)
+            out[radius][name] = {"median": float(np.median(values)),
+                                 "n_better": int((values > 0).sum()), "n": len(values),
+                                 "interval": np.quantile(draws, [0.025, 0.975]).tolist()}
+    return out
+
+
 def draw(path: Path, record: str, folder: Path, code: str = "LTA") -> None:
     """Density, its average over windows, and the site map, in one plane of the cell."""
     import matplotlib.pyplot as plt
@@ -196,45 +227,69 @@ def draw(path: Path, record: str, folder: Path, code: str = "LTA") -> None:
     print(path)
 
 
-def main() -> None:
+def unseen_alone(options: argparse.Namespace, ensemble: Ensemble, codes: list[str]) -> dict:
+    """All zeolites with gas, each by the networks that never saw it, on one grid."""
+    zeolites, empty = {}, []
+    for code in tqdm(codes):
+        density = load_density(code, options.densities)
+        if not density.any():
+            empty.append(code)
+            continue
+        zeolites[code], _ = compare(code, ensemble.without(code), list(range(options.seeds)),
+                                    options.step, density, boltzmann(databases.iza(code)))
+    return {"empty": empty, "median": medians(zeolites), "paired": paired(zeolites),
+            "zeolites": zeolites}  # fmt: skip
+
+
+def on_both_grids(options: argparse.Namespace, ensemble: Ensemble, codes: list[str]) -> dict:
+    """All zeolites on a fine grid, whose fields of some are kept, and on the model's own."""
+    zeolites, own_grid, fields = {}, {}, {}
+    seeds = list(range(options.seeds))
+    for code in tqdm(codes):
+        density = load_density(code, options.densities)
+        given = density, boltzmann(databases.iza(code))
+        zeolites[code], kept = compare(code, ensemble, seeds, options.step, *given)
+        own_grid[code], _ = compare(code, ensemble, seeds, ensemble.config.step, *given)
+        zeolites[code] |= {"uptake_g_L": uptakes(code, ensemble, density),
+                           "strongest": strongest(code, ensemble, density)}  # fmt: skip
+        if code in DRAWN:
+            fields |= {f"{code}_{name}": field for name, field in kept.items()}
+    np.savez_compressed(paths.results(f"{options.output}.npz"), **fields)
+    return {"own_step": ensemble.config.step, "median": medians(zeolites),
+            "median_own_grid": medians(own_grid), "zeolites": zeolites, "own_grid": own_grid}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = paths.data() / "zeolite-n2" / "density"
     parser.add_argument("--model", default="zeolite-n2")
     parser.add_argument("--densities", type=Path, default=folder)
     parser.add_argument("--codes", nargs="+", help="default: all with a density")
+    parser.add_argument("--unseen", action="store_true",
+                        help="only networks that never saw the zeolite, on one grid")  # fmt: skip
+    parser.add_argument("--step", type=float, default=STEP, help="of the fine grid, Å (default 1)")
     parser.add_argument("--seeds", type=int, default=5, help="number of untrained networks")
     parser.add_argument("--output", default="zeolite-n2/maps", help="below data/results")
     parser.add_argument("--figure", type=Path, help="also draw LTA into this file")
     parser.add_argument("--only-figure", action="store_true", help="from results already there")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if not options.only_figure:
         started = time.perf_counter()
         torch.set_num_threads(1)
         ensemble = replace(load_model(options.model), workers=os.cpu_count() or 1)
-        seeds = list(range(options.seeds))
-        zeolites, own_grid, fields = {}, {}, {}
-        available = sorted(p.stem for p in options.densities.glob("*.npz"))
-        for code in tqdm(options.codes or available):
-            density = load_density(code, options.densities)
-            given = density, boltzmann(databases.iza(code))
-            zeolites[code], kept = compare(code, ensemble, seeds, STEP, *given)
-            own_grid[code], _ = compare(code, ensemble, seeds, ensemble.config.step, *given)
-            zeolites[code] |= {"uptake_g_L": uptakes(code, ensemble, density),
-                               "strongest": strongest(code, ensemble, density)}  # fmt: skip
-            if code in DRAWN:
-                fields |= {f"{code}_{name}": field for name, field in kept.items()}
+        codes = options.codes or sorted(p.stem for p in options.densities.glob("*.npz"))
+        compared = unseen_alone if options.unseen else on_both_grids
+        found = compared(options, ensemble, codes)
         payload = {
             "model": options.model, "n_members": len(ensemble.members), "radii": list(RADII),
-            "window_radius": ensemble.config.radius, "step": STEP, "n_untrained": len(seeds),
-            "own_step": ensemble.config.step, "n_zeolites": len(zeolites),
-            "median": medians(zeolites), "median_own_grid": medians(own_grid),
-            "zeolites": zeolites, "own_grid": own_grid,
+            "window_radius": ensemble.config.radius, "step": options.step,
+            "n_untrained": options.seeds, "n_zeolites": len(found["zeolites"]), **found,
         }  # fmt: skip
-        results.write(f"{options.output}.json", payload, seed=seeds,
-                      command="python tools/zeolite_maps.py",
+        results.write(f"{options.output}.json", payload, seed=list(range(options.seeds)),
+                      command=shlex.join(["python", "tools/zeolite_maps.py", *argv]),
                       wall_s=time.perf_counter() - started)  # fmt: skip
-        np.savez_compressed(paths.results(f"{options.output}.npz"), **fields)
     if options.figure:
         draw(options.figure, options.output, options.densities)
 
