@@ -106,7 +106,8 @@ def test_hyper_parameters_are_those_of_nitrogen_but_for_four():
 def test_networks_have_these_hyper_parameters(runs):
     for seed, run in enumerate(runs):
         used = train_config(application("mof-co2n2"), [f"seed={seed}"])
-        assert run["config"] == asdict(used)
+        stated = {k: v for k, v in run["config"].items() if k != "refine"}  # has gone since
+        assert {**stated, "copies": 0} == asdict(used)
         assert "1 x NVIDIA H200" in run["provenance"]["hardware"]
 
 
