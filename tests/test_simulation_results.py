@@ -104,3 +104,21 @@ def test_what_is_said_of_the_mixture_beside_raspa():
     mofs = [x for name, x in co2.items() if not name.startswith("iza:")]
     assert abs(np.mean([x["relative_deviation"] for x in mofs])) < 0.02
     assert sum(abs(x["z"]) <= 2 for x in mofs) > len(mofs) / 2
+
+
+def test_longer_runs_of_raspa_come_to_the_same_mixtures():
+    """All but FAU agree, in whose large cell the last quarter of RASPA3 still holds the most."""
+    short, long = (results.read(f"gcmc/{name}.json")["rows"]
+                   for name in ("raspa-co2-n2", "raspa-co2-n2-long"))  # fmt: skip
+    higher = {row["name"] for row in short
+              if row["loadings"]["CO2"]["relative_deviation"] > 0.05}  # fmt: skip
+    assert {row["name"] for row in long} <= higher
+    assert {name for name in higher if name.startswith("iza:")} <= {row["name"] for row in long}
+    assert all(row["reference_wall_s"] > 1200 for row in long)
+    co2 = {row["name"]: row["loadings"]["CO2"] for row in long}
+    assert np.mean([x["relative_deviation"] for x in co2.values()]) < 0.01
+    assert all(abs(x["relative_deviation"]) < 0.015 for n, x in co2.items() if n != "iza:FAU")
+    assert sum(abs(x["z"]) <= 2 for x in co2.values()) == 6
+    fau = next(row for row in long if row["name"] == "iza:FAU")
+    assert np.argmax(fau["reference_quarters_mol_per_kg"]) == 3
+    assert max(long, key=lambda row: row["loadings"]["N2"]["z"] ** 2) is fau
