@@ -61,7 +61,7 @@ class Charges(Dataset):
         crystal = databases.qmof(self.names[i], symprec=0.0)
         windows, n = atom_windows(crystal, CONFIG.radius), crystal.n_atoms
         pairs = crystal_pairs(crystal, CONFIG.cutoff)
-        return Item(windows, pairs, np.arange(n), np.ones(n), np.zeros(1)), self.charges[i]
+        return Item(windows, pairs, np.ones(n), np.zeros(1)), self.charges[i]
 
 
 def join(items: list[tuple[Item, np.ndarray]]) -> tuple[Batch, torch.Tensor]:

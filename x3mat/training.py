@@ -233,11 +233,10 @@ class Pairs(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Some windows of a crystal."""
+    """Windows of a crystal."""
 
     windows: Windows
     pairs: Pairs
-    index: np.ndarray  # which windows
     share: np.ndarray  # their shares, which sum to 1
     target: np.ndarray  # (outputs,)
 
@@ -288,7 +287,7 @@ class CrystalWindows(Dataset):
     def __getitem__(self, i: int) -> Item:
         windows = self.windows[i]
         share = windows.weights / windows.n_windows
-        return Item(windows, self.pairs[i], np.arange(len(share)), share, self.targets[i])
+        return Item(windows, self.pairs[i], share, self.targets[i])
 
 
 @dataclass(eq=False, repr=False)
@@ -329,25 +328,24 @@ class DrawnWindows(Dataset):
         crystal, pairs = self.known[i]
         windows = windows_at(crystal, centers, self.config.radius, self.config.step)
         pairs = pairs or find_pairs.__wrapped__(windows, self.config)  # never asked for again
-        return Item(windows, pairs, k, np.full(len(k), 1 / len(k)), self.targets[i])
+        return Item(windows, pairs, np.full(len(k), 1 / len(k)), self.targets[i])
 
 
 def collate(items: Sequence[Item]) -> Batch:
     """Join the items of :class:`CrystalWindows` or :class:`DrawnWindows`."""
     shared = items[0].pairs.vector is not None
     arrays, sizes = defaultdict(list), defaultdict(list)  # rows of the batch; rows of each unit
-    for k, (windows, pairs, index, share, target) in enumerate(items):
-        rows, n_rows = _ragged(windows.ptr, index)
-        edges, n_pairs = _ragged(pairs.ptr, np.array([0]) if shared else index)
-        part = {"positions": windows.positions[rows], "window": n_rows, "src": pairs.src[edges],
-                "dst": pairs.dst[edges], "crystal": np.full(len(index), k), "share": share,
+    for k, (windows, pairs, share, target) in enumerate(items):
+        n_rows, n_pairs = windows.atoms_per_window, np.diff(pairs.ptr)
+        part = {"positions": windows.positions, "window": n_rows, "src": pairs.src,
+                "dst": pairs.dst, "crystal": np.full(len(share), k), "share": share,
                 "target": target[None]}
         if shared:  # the units are crystals
-            part |= {"species": windows.crystal.species, "atom": windows.atom[rows],
+            part |= {"species": windows.crystal.species, "atom": windows.atom,
                      "vector": pairs.vector}
-            units = [len(index)], [len(rows)], [windows.crystal.n_atoms], n_pairs
+            units = [len(share)], [len(windows.atom)], [windows.crystal.n_atoms], n_pairs
         else:
-            part["species"] = windows.species[rows]
+            part["species"] = windows.species
             units = np.ones_like(n_rows), n_rows, n_rows, n_pairs
         for name, n in zip(("windows", "positions", "atoms", "pairs"), units, strict=True):
             sizes[name].append(n)
@@ -363,13 +361,6 @@ def collate(items: Sequence[Item]) -> Batch:
     as_float = torch.get_default_dtype()
     return Batch(ptr=ptr, **{k: torch.as_tensor(v, dtype=as_float if v.dtype.kind == "f" else None)
                              for k, v in joined.items()})
-
-
-def _ragged(ptr: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the entries of some rows of a CSR layout lie, and how many each row has."""
-    counts = ptr[index + 1] - ptr[index]
-    starts = np.repeat(ptr[index] - np.cumsum(counts) + counts, counts)
-    return starts + np.arange(len(starts)), counts
 
 
 # ------------------------------------------------------------------------------- learning
