@@ -27,6 +27,7 @@ from x3mat.training import (
     TrainConfig,
     collate,
     crystals_of,
+    find_pairs,
     pad,
     predict_mean,
     set_constants,
@@ -320,6 +321,41 @@ def test_pairs_of_a_crystal_are_found_once():
     np.testing.assert_array_equal(item.pairs.src, src)
     np.testing.assert_array_equal(item.pairs.dst, dst)
     np.testing.assert_allclose(item.pairs.vector, vector, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+def test_displaced_atoms_take_their_images_and_pairs_along(encoding):
+    config = replace(SMALL.model, encoding=encoding)
+    still = DrawnWindows(CODES[:1], databases.iza, TARGETS[:1], config, 6)
+    noisy = replace(still, noise=0.1)
+    a, b = still[0], noisy[0]
+    np.testing.assert_array_equal(noisy[0].windows.positions, b.windows.positions)
+    np.testing.assert_array_equal(a.windows.centers, b.windows.centers)
+    assert not np.allclose(replace(noisy, epoch=1)[0].windows.positions.sum(),
+                           b.windows.positions.sum())  # fmt: skip
+    shift, atom = b.windows.positions - a.windows.positions, a.windows.atom
+    moved = np.zeros((a.windows.crystal.n_atoms, 3))
+    moved[atom] = shift
+    np.testing.assert_allclose(moved[atom], shift, atol=1e-5)  # the same for all images
+    assert moved[np.unique(atom)].std() == pytest.approx(0.1, rel=0.25)
+    if encoding == "crystal":
+        known = np.isin(a.pairs.src, atom) & np.isin(a.pairs.dst, atom)
+        change = moved[a.pairs.dst] - moved[a.pairs.src]
+        np.testing.assert_allclose((b.pairs.vector - a.pairs.vector)[known], change[known],
+                                   atol=1e-5)  # fmt: skip
+    else:  # pairs are those of the atoms where they are now
+        again = find_pairs.__wrapped__(b.windows, config)
+        np.testing.assert_array_equal(b.pairs.src, again.src)
+        assert len(a.pairs.src) != len(b.pairs.src)
+
+
+def test_atoms_are_displaced_in_training_only():
+    config = replace(SMALL, noise=0.05)
+    app = application("zeolite-n2")
+    names = app.folds()[0].train[:1]
+    assert crystals_of(app, names, config, training=True).noise == 0.05
+    checked = crystals_of(replace(app, drawn=True), names, config, training=False)
+    assert checked.noise == 0.0
 
 
 def test_drawn_points_cover_the_cell_evenly():

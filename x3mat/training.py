@@ -67,6 +67,7 @@ class TrainConfig:
     crystals_per_step: int = 8  # batch size, of all devices together
     windows_per_crystal: int = 24  # drawn in each step
     copies: int = 0  # under random strain of each training crystal, to learn from, too
+    noise: float = 0.0  # standard deviation of random displacements of atoms in each step, Å
     learning_rate: float = 3e-3  # AdamW's peak rate
     weight_decay: float = 1e-3  # AdamW's
     clip: float = 10.0  # largest norm of the gradient
@@ -295,7 +296,8 @@ class DrawnWindows(Dataset):
     """Windows of crystals with targets, cut anew for every item.
 
     An item has the windows around ``windows_per_crystal`` points k, spread evenly over the cell:
-    x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1. The start x_0 depends on (seed, epoch,
+    x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1. Then each atom, with all of its images, is
+    displaced by ``noise`` Å (standard deviation of each coordinate). All depends on (seed, epoch,
     crystal) alone, so that a resumed run sees the same as an uninterrupted one.
     """
 
@@ -306,6 +308,7 @@ class DrawnWindows(Dataset):
     windows_per_crystal: int
     seed: int = 0
     epoch: int = 0
+    noise: float = 0.0
     known: Sequence[tuple[Crystal, Pairs | None]] = ()  # read if not given, by several processes
 
     def __post_init__(self) -> None:
@@ -327,6 +330,11 @@ class DrawnWindows(Dataset):
         centers = (rng.random(3) + k[:, None] * STRIDE) % 1.0
         crystal, pairs = self.known[i]
         windows = windows_at(crystal, centers, self.config.radius, self.config.step)
+        if self.noise:
+            moved = rng.normal(0, self.noise, (crystal.n_atoms, 3)).astype(np.float32)
+            windows = replace(windows, positions=windows.positions + moved[windows.atom])
+            pairs = pairs and pairs._replace(
+                vector=pairs.vector + moved[pairs.dst] - moved[pairs.src])
         pairs = pairs or find_pairs.__wrapped__(windows, self.config)  # never asked for again
         return Item(windows, pairs, np.full(len(k), 1 / len(k)), self.targets[i])
 
@@ -583,7 +591,8 @@ def crystals_of(
     if application.drawn or training:
         number = config.windows_per_crystal if training else CHECKED_WINDOWS[config.model.encoding]
         crystal = partial(application.crystal, symprec=0.0)  # the points drawn have no orbits
-        return DrawnWindows(names, crystal, targets, config.model, number, config.seed)
+        return DrawnWindows(names, crystal, targets, config.model, number, config.seed,
+                            noise=config.noise * training)
     windows = [_windows(application.name, config.model.radius, config.model.step, name)
                for name in names]
     return CrystalWindows(windows, targets, config.model)
