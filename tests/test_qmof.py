@@ -194,3 +194,25 @@ def test_shipped_networks_give_the_recorded_predictions(rest):
     for name in smallest:
         found = ensemble.values(ensemble.windows(app.crystal(name)))
         assert found == pytest.approx(rest.loc[name, [*SEEDS]].to_numpy(float), abs=2e-3)
+
+
+def test_what_the_chapter_says_of_displaced_atoms(errors, summary):
+    found = results.read("qmof-gap/displaced.json")
+    ours, random = found["fold0"], found["fold1"]
+    assert ours["config"] == random["config"]
+    shipped = {k: v for k, v in summary["config"].items() if k not in ("seed", "refine", "epochs")}
+    assert {k: ours["config"][k] for k in shipped} == shipped  # all else as in the shipped networks
+    assert ours["config"]["noise"] == 0.05
+    assert [run["seed"] for run in ours["runs"]] == [0, 1, 2]
+    for fold in (ours, random):
+        for half in ("validation", "test"):
+            mean = np.mean([run[half] for run in fold["runs"]])
+            assert fold[half]["mae"] == pytest.approx(mean)
+            assert fold[half]["n"] == summary["n_test"]
+    # a single network gains little, the mean of three loses
+    assert 0.98 < ours["validation"]["mae"] / summary["validation_mae"] < 1
+    assert ours["validation"]["mae_of_mean_over_seeds"] > errors["validation"]["mae"]
+    # nothing gained from look-alikes
+    assert random["test"]["mae"] > max(run["test"] for run in ours["runs"])
+    last = {run["seed"]: run["history"][-1]["train_mae"] for run in ours["runs"]}
+    assert last[0] > results.read("qmof-gap/runs/fold0-seed0.json")["history"][-1]["train_mae"]

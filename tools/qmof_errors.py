@@ -8,10 +8,17 @@ nothing is written from which the label of a crystal could be told. Of the ten w
 errors are rounded to whole eV, and pairs of label and prediction are counted in small squares only
 where there are several of them. It takes half a minute.
 
-example:
-  X3MAT_DATA=folder python tools/qmof_errors.py
+With `--displaced` it summarizes instead the records of networks that learned from crystals whose
+atoms were displaced at random, on the split without look-alikes (fold 0) and the random one (fold
+1): errors on both halves, and the history of each run.
 
-Writes data/results/qmof-gap/errors.json
+examples:
+  X3MAT_DATA=folder python tools/qmof_errors.py
+  X3MAT_DATA=folder x3mat train qmof-gap --fold 0 --fold 1 --seed 0 --seed 1 --seed 2 --jobs 3 \\
+      --set noise=0.05 --set epochs=34 --models runs/models --records runs/records
+  X3MAT_DATA=folder python tools/qmof_errors.py --displaced runs/records
+
+Writes data/results/qmof-gap/errors.json, or data/results/qmof-gap/displaced.json
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ import json
 import math
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -159,12 +167,45 @@ def errors() -> dict:
     }  # fmt: skip
 
 
+def displaced(folder: Path) -> dict:
+    """Errors of the runs of a folder on both halves of the rest, by fold."""
+    label, folds = application(NAME).labels()[application(NAME).columns[0]], {}
+    for path in sorted(folder.glob("fold*.json")):
+        record = results.read_json(path)
+        table = pd.DataFrame(record["predictions"]).set_index("name")
+        table = table.assign(predicted=table.predicted.str[0])
+        size = (table.predicted - label[table.index]).abs()
+        mae = {half: size[table.half == i].mean() for i, half in enumerate(HALVES)}
+        fold = folds.setdefault(f"fold{record['fold']}", {"runs": [], "tables": []})
+        fold["tables"].append(table)
+        fold["config"] = {k: v for k, v in record["config"].items() if k != "seed"}
+        fold["runs"].append({"seed": record["config"]["seed"], **mae, "n_train": record["n_train"],
+                             "history": record["history"], "wall_s": record["provenance"]["wall_s"],
+                             "finished_on": record["provenance"]["hardware"]})  # fmt: skip
+    for fold in folds.values():
+        tables = fold.pop("tables")
+        together = sum(t.predicted.loc[tables[0].index] for t in tables) / len(tables)
+        size = (together - label[together.index]).abs()
+        for i, half in enumerate(HALVES):
+            fold[half] = {"mae": np.mean([run[half] for run in fold["runs"]]),
+                          "mae_of_mean_over_seeds": size[tables[0].half == i].mean(),
+                          "n": int((tables[0].half == i).sum())}  # fmt: skip
+    return folds
+
+
 def main() -> None:
     """Command line."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("--displaced", type=Path, metavar="FOLDER", help="of records; see above")
+    folder = parser.parse_args().displaced
     start = time.perf_counter()
+    if folder:
+        results.write(f"{NAME}/displaced.json", displaced(folder), seed=None,
+                      command="python tools/qmof_errors.py --displaced runs/records",
+                      wall_s=time.perf_counter() - start)  # fmt: skip
+        return
     payload = errors()
     results.write(f"{NAME}/errors.json", payload, seed=None,
                   command="python tools/qmof_errors.py", wall_s=time.perf_counter() - start)
