@@ -14,8 +14,10 @@ atoms were displaced at random, on the split without look-alikes (fold 0) and th
 
 examples:
   X3MAT_DATA=folder python tools/qmof_errors.py
-  X3MAT_DATA=folder x3mat train qmof-gap --fold 0 --fold 1 --seed 0 --seed 1 --seed 2 --jobs 3 \\
-      --set noise=0.05 --set epochs=34 --models runs/models --records runs/records
+  for run in "--fold 0 --seed 0 --seed 1 --seed 2 --jobs 3" "--fold 1 --seed 0"; do
+      X3MAT_DATA=folder x3mat train qmof-gap $run --set noise=0.05 --set epochs=34 \\
+          --models runs/models --records runs/records
+  done
   X3MAT_DATA=folder python tools/qmof_errors.py --displaced runs/records
 
 Writes data/results/qmof-gap/errors.json, or data/results/qmof-gap/displaced.json
@@ -44,9 +46,9 @@ OPEN_3D = {"V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu"}
 FINE, COARSE, FEW = 0.1, 0.5, 3  # eV, eV, crystals: squares of the parity plot
 
 
-def predictions() -> pd.DataFrame:
-    """All crystals of the rest of fold 0: half, label, each seed, their mean and spread."""
-    files = sorted((paths.results(NAME) / "runs").glob("fold0-seed*.json"))
+def predictions(folder: Path, fold: str = "fold0") -> pd.DataFrame:
+    """All crystals of the rest of a fold: half, label, each seed, their mean and spread."""
+    files = sorted(folder.glob(f"{fold}-seed*.json"))
     runs = [pd.DataFrame(results.read_json(f)["predictions"]).set_index("name") for f in files]
     table = pd.DataFrame({
         f"seed{i}": [p[0] for p in run.predicted.loc[runs[0].index]] for i, run in enumerate(runs)
@@ -156,7 +158,7 @@ def worst(test: pd.DataFrame) -> dict:
 
 def errors() -> dict:
     """Content of errors.json."""
-    table = predictions()
+    table = predictions(paths.results(NAME) / "runs")
     parts = [table[table.half == i] for i in (0, 1)]
     test = described(parts[1])
     return {
@@ -169,28 +171,25 @@ def errors() -> dict:
 
 def displaced(folder: Path) -> dict:
     """Errors of the runs of a folder on both halves of the rest, by fold."""
-    label, folds = application(NAME).labels()[application(NAME).columns[0]], {}
-    for path in sorted(folder.glob("fold*.json")):
-        record = results.read_json(path)
-        table = pd.DataFrame(record["predictions"]).set_index("name")
-        table = table.assign(predicted=table.predicted.str[0])
-        size = (table.predicted - label[table.index]).abs()
-        mae = {half: size[table.half == i].mean() for i, half in enumerate(HALVES)}
-        fold = folds.setdefault(f"fold{record['fold']}", {"runs": [], "tables": []})
-        fold["tables"].append(table)
-        fold["config"] = {k: v for k, v in record["config"].items() if k != "seed"}
-        fold["runs"].append({"seed": record["config"]["seed"], **mae, "n_train": record["n_train"],
-                             "history": record["history"], "wall_s": record["provenance"]["wall_s"],
-                             "finished_on": record["provenance"]["hardware"]})  # fmt: skip
-    for fold in folds.values():
-        tables = fold.pop("tables")
-        together = sum(t.predicted.loc[tables[0].index] for t in tables) / len(tables)
-        size = (together - label[together.index]).abs()
-        for i, half in enumerate(HALVES):
-            fold[half] = {"mae": np.mean([run[half] for run in fold["runs"]]),
-                          "mae_of_mean_over_seeds": size[tables[0].half == i].mean(),
-                          "n": int((tables[0].half == i).sum())}  # fmt: skip
-    return folds
+    found = {}
+    for fold in sorted({path.name.partition("-")[0] for path in folder.glob("fold*.json")}):
+        records = [results.read_json(path) for path in sorted(folder.glob(f"{fold}-seed*.json"))]
+        table = predictions(folder, fold)
+        halves = [part for _, part in table.groupby("half")]
+        runs = []
+        for i, record in enumerate(records):
+            mae = {half: (part[f"seed{i}"] - part.label).abs().mean()
+                   for half, part in zip(HALVES, halves, strict=True)}  # fmt: skip
+            about = record["provenance"]
+            runs.append({"seed": record["config"]["seed"], **mae, "n_train": record["n_train"],
+                         "history": record["history"], "wall_s": about["wall_s"],
+                         "finished_on": about["hardware"]})  # fmt: skip
+        together = {half: {"mae": np.mean([run[half] for run in runs]),
+                           "mae_of_mean_over_seeds": part["size"].mean(), "n": len(part)}
+                    for half, part in zip(HALVES, halves, strict=True)}  # fmt: skip
+        config = {k: v for k, v in records[0]["config"].items() if k != "seed"}
+        found[fold] = {"runs": runs, "config": config, **together}
+    return found
 
 
 def main() -> None:
