@@ -53,11 +53,10 @@ def predictions(folder: Path, fold: str = "fold0") -> pd.DataFrame:
     table = pd.DataFrame({
         f"seed{i}": [p[0] for p in run.predicted.loc[runs[0].index]] for i, run in enumerate(runs)
     }, index=runs[0].index)  # fmt: skip
-    members = table.to_numpy()
     app = application(NAME)
     table = table.assign(
         half=runs[0].half, label=app.labels()[app.columns[0]][table.index],
-        predicted=members.mean(1), spread=members.std(1, ddof=1),
+        predicted=table.mean(axis=1), spread=table.std(axis=1),
     )  # fmt: skip
     table["error"], table["size"] = (e := table.predicted - table.label), e.abs()
     return table
