@@ -19,9 +19,11 @@ from x3mat.model import X3Mat, X3MatConfig, fitting_atoms, load_checkpoint, wind
 from x3mat.sampling import STRIDE, cut_spheres, neighbours
 from x3mat.screening import means, read_results
 from x3mat.training import (
+    Batches,
     CrystalWindows,
     DrawnWindows,
     Learner,
+    Packed,
     PaddedMean,
     Replayed,
     TrainConfig,
@@ -92,6 +94,30 @@ def test_pairs_found_once_are_those_of_the_network(windows):
     assert torch.equal(again.src, batch.src)
     assert torch.equal(again.dst, batch.dst)
     assert torch.equal(again.window, batch.window)
+
+
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+def test_a_packed_batch_is_the_batch(windows, encoding):
+    data = CrystalWindows(windows, TARGETS, replace(SMALL.model, encoding=encoding))
+    batch = collate([data[i] for i in range(3)])
+    again = Packed.of(batch).to("cpu")
+    assert list(again.tensors) == list(batch.tensors)
+    for name, x in batch.tensors.items():
+        assert again.tensors[name].dtype == x.dtype
+        assert torch.equal(again.tensors[name], x)
+        assert again.tensors[name].data_ptr() % 16 == 0
+    assert again.ptr.keys() == batch.ptr.keys()
+    assert {x.untyped_storage().data_ptr() for x in again.tensors.values()} == {
+        again.positions.untyped_storage().data_ptr()}  # fmt: skip
+
+
+@pytest.mark.parametrize("of", [1, 2, 3])
+def test_devices_share_every_batch(of):
+    each = [list(Batches(lambda: [5, 3, 1, 2, 4, 0, 6], 7, 3, rank, of)) for rank in range(of)]
+    assert all(len(parts) == len(Batches(list, 7, 3, 0, of)) == 3 for parts in each)
+    for k, whole in enumerate(([5, 3, 1], [2, 4, 0], [6])):
+        parts = [parts[k] for parts in each]
+        assert parts == [whole[rank::of] or whole[:1] for rank in range(of)]
 
 
 def in_double(batch):
@@ -227,8 +253,12 @@ def test_global_random_state_is_left_alone(windows, tmp_path):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch, workers):
+    """Without and with processes that cut windows, which are kept from epoch to epoch."""
     whole = fit(windows, tmp_path / "whole")
+    options = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
+    monkeypatch.setattr("x3mat.training.processes", lambda n, share: options if n else {})
 
     def killed(self):
         if self.current_epoch == 2:
@@ -241,6 +271,7 @@ def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch):
     assert (tmp_path / "cut" / "last.ckpt").exists()
     resumed = fit(windows, tmp_path / "cut")
     assert same_weights(whole.model, resumed.model)
+    assert [r["train_mae"] for r in resumed.history] == [r["train_mae"] for r in whole.history]
     assert [r["epoch"] for r in resumed.history] == [r["epoch"] for r in whole.history]
 
 
@@ -287,8 +318,8 @@ def test_average_of_weights(windows, monkeypatch, step, decay):
     assert torch.equal(weight, first + 1)
 
 
-def drawn(epoch=0, seed=0, names=CODES):
-    return DrawnWindows(names, databases.iza, TARGETS[: len(names)], SMALL.model, 6, seed, epoch)
+def drawn(seed=0, names=CODES):
+    return DrawnWindows(names, databases.iza, TARGETS[: len(names)], SMALL.model, 6, seed)
 
 
 def test_drawn_windows_are_windows_of_the_crystal():
@@ -306,17 +337,21 @@ def test_drawn_windows_are_windows_of_the_crystal():
 
 
 def test_drawn_windows_depend_on_seed_epoch_and_crystal_alone():
-    draws = [tuple(d[i].windows.centers.ravel()) for i in (0, 1) for d in (
-        drawn(), drawn(epoch=1), drawn(seed=1))]  # fmt: skip
-    assert len(set(draws)) == 6
-    assert tuple(replace(drawn(epoch=4), epoch=1)[1].windows.centers.ravel()) == draws[4]
+    draws = {(seed, epoch, i): drawn(seed=seed)[epoch, i].windows.centers.tolist()
+             for seed in (0, 1) for epoch in (0, 1) for i in (0, 1)}  # fmt: skip
+    assert len({str(draw) for draw in draws.values()}) == 8
+    data = drawn()
+    assert data[4, 1].windows.centers.tolist() not in draws.values()
+    assert data[1, 1].windows.centers.tolist() == draws[0, 1, 1]
+    assert data[1].windows.centers.tolist() == draws[0, 0, 1]
+    assert len(list(data)) == len(data)
 
 
 def test_pairs_of_a_crystal_are_found_once():
     shared = replace(SMALL.model, encoding="crystal")
     data = DrawnWindows(CODES[:1], databases.iza, TARGETS[:1], shared, 2)
     src, dst, vector = neighbours(databases.iza(CODES[0]), shared.cutoff)
-    for item in (data[0], replace(data, epoch=1)[0]):
+    for item in (data[0], data[1, 0]):
         assert item.pairs is data.known[0][1]
     np.testing.assert_array_equal(item.pairs.src, src)
     np.testing.assert_array_equal(item.pairs.dst, dst)
@@ -331,8 +366,7 @@ def test_displaced_atoms_take_their_images_and_pairs_along(encoding):
     a, b = still[0], noisy[0]
     np.testing.assert_array_equal(noisy[0].windows.positions, b.windows.positions)
     np.testing.assert_array_equal(a.windows.centers, b.windows.centers)
-    assert not np.allclose(replace(noisy, epoch=1)[0].windows.positions.sum(),
-                           b.windows.positions.sum())  # fmt: skip
+    assert not np.allclose(noisy[1, 0].windows.positions.sum(), b.windows.positions.sum())
     shift, atom = b.windows.positions - a.windows.positions, a.windows.atom
     moved = np.zeros((a.windows.crystal.n_atoms, 3))
     moved[atom] = shift

@@ -1,14 +1,16 @@
 """Training on one and on two devices: crystals per second, scaling efficiency, loss curves.
 
 Each row is a training run by x3mat.training.train, timed epoch by epoch without the first, in which
-kernels are compiled and CUDA graphs captured, and the last, which validates.
+kernels are compiled and CUDA graphs captured, and the last, which validates and in which
+torch.profiler times the kernels of some steps on a GPU.
 
     fixed    two devices share the batch of one:  rate(2, B) / 2 rate(1, B)
     weak     each has the batch of one:           rate(2, 2B) / 2 rate(1, B)
+    busy     time of a GPU's kernels in a step over that of the step, undisturbed by a profiler
 
 Windows
     zeolites  as zeolite-n2 is trained, on 64 frameworks, 16 times each in an epoch, no copies
-    qmof      as qmof-gap is trained; needs X3MAT_DATA
+    qmof      as qmof-gap is trained, on 2,048 crystals, 4 times each; needs X3MAT_DATA
 
 The result file is written anew after each run; kinds that are not run stay in it.
 
@@ -32,6 +34,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import torch
 
@@ -61,10 +64,39 @@ def zeolites(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, DrawnWin
 
 
 def qmof(changes: Sequence[str], quick: bool) -> tuple[TrainConfig, DrawnWindows]:
-    return drawn("qmof-gap", slice(16 if quick else 2048), 1, [*changes, *QUICK * quick])
+    rows, times = (slice(16), 1) if quick else (slice(2048), 4)
+    return drawn("qmof-gap", rows, times, [*changes, *QUICK * quick])
 
 
 KINDS = {"zeolites": zeolites, "qmof": qmof}
+
+
+class Kernels(L.Callback):
+    """Time of the first GPU's kernels in a step (without overlap), as ``ms`` in the checkpoint."""
+
+    def __init__(self, epoch: int, steps: tuple[int, int]):
+        self.epoch, self.steps, self.ms = epoch, steps, None
+        self.profile: torch.profiler.profile | None = None
+
+    def on_train_batch_start(self, trainer, learner, batch, k: int) -> None:
+        if learner.device.type != "cuda" or trainer.current_epoch != self.epoch:
+            return
+        if k == self.steps[0]:
+            self.profile = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CUDA])
+            self.profile.__enter__()
+        if k == self.steps[1] and self.profile:
+            torch.cuda.synchronize()
+            self.profile.__exit__(None, None, None)
+            busy, end = 0.0, 0.0
+            for event in sorted(self.profile.events(), key=lambda e: e.time_range.start):
+                if event.device_type == torch.autograd.DeviceType.CUDA:
+                    busy += max(0.0, event.time_range.end - max(event.time_range.start, end))
+                    end = max(end, event.time_range.end)
+            self.ms, self.profile = 1e-3 * busy / (self.steps[1] - self.steps[0]), None
+
+    def state_dict(self) -> dict:
+        return {"ms": self.ms}
 
 
 def measure(config: TrainConfig, data: DrawnWindows, devices: int, device: str) -> dict:
@@ -73,12 +105,16 @@ def measure(config: TrainConfig, data: DrawnWindows, devices: int, device: str) 
         data, names=data.names[:8], known=data.known[:8], targets=data.targets[:8])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = train(config, data, validation, folder, device=device, devices=devices,
-                    check_every=config.epochs, progress=False)  # fmt: skip
+                    check_every=config.epochs, progress=False,
+                    callbacks=[Kernels(config.epochs - 1, (10, 30))])  # fmt: skip
+        state = torch.load(Path(folder, "last.ckpt"), map_location="cpu", weights_only=False)
+    kernels = state["callbacks"][Kernels.__qualname__]["ms"]
     ends = [row["seconds"] for row in run.history]
     epoch = float(np.median(np.diff(ends)[:-1] if len(ends) > 2 else np.diff(ends)))
+    step = 1e3 * epoch * config.crystals_per_step / len(data)
     return {"devices": devices, "batch": config.crystals_per_step, "crystals": len(data),
             "epoch_s": epoch, "crystals_per_s": len(data) / epoch, "first_epoch_s": ends[0],
-            "step_ms": 1e3 * epoch * config.crystals_per_step / len(data),
+            "step_ms": step, "kernels_ms": kernels, "busy": kernels and kernels / step,
             "train_mae": [row["train_mae"] for row in run.history]}  # fmt: skip
 
 

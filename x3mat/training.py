@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -97,13 +98,12 @@ class Batch:
     atom: Tensor | None = None  # (P,) and
     vector: Tensor | None = None  # (E, 3) as in WindowGraph, where windows share atoms
 
-    def to(self, device) -> Batch:  # Lightning calls it, too
-        return replace(self, **{k: v.to(device, non_blocking=True)
-                                for k, v in vars(self).items() if isinstance(v, Tensor)})
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
-    def pin_memory(self) -> Batch:  # a loader calls it in a thread of its own
-        return replace(self, **{k: v.pin_memory() for k, v in vars(self).items()
-                                if isinstance(v, Tensor)})
+    def to(self, device) -> Batch:  # Lightning calls it, too
+        return replace(self, **{name: x.to(device) for name, x in self.tensors.items()})
 
     def graph(self, start: int = 0, stop: int = -1) -> WindowGraph:
         """The units start to stop."""
@@ -115,6 +115,39 @@ class Batch:
             self.positions[positions], self.species[part["atoms"]],
             self.window[positions] - windows.start, self.src[pairs] - first,
             self.dst[pairs] - first, int(windows.stop - windows.start), *shared)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch in one piece of memory.
+
+    A loader's process hands it over, a thread pins it and the GPU is sent it at once: for a dozen
+    tensors one by one all this takes the training process longer than a step takes the GPU.
+    """
+
+    memory: Tensor  # bytes
+    layout: dict[str, tuple[torch.dtype, torch.Size, int]]  # of each tensor, and its first byte
+    ptr: dict[str, np.ndarray]  # as in Batch
+
+    @classmethod
+    def of(cls, batch: Batch) -> Packed:
+        layout, size = {}, 0
+        for name, x in batch.tensors.items():
+            layout[name] = x.dtype, x.shape, size
+            size += -(-x.nbytes // 16) * 16  # kernels read 16 bytes at a time
+        packed = cls(torch.empty(size, dtype=torch.uint8), layout, batch.ptr)
+        for name, view in packed.to("cpu").tensors.items():
+            view.copy_(getattr(batch, name))
+        return packed
+
+    def pin_memory(self) -> Packed:
+        return replace(self, memory=self.memory.pin_memory())
+
+    def to(self, device) -> Batch:
+        memory = self.memory.to(device, non_blocking=True)
+        return Batch(ptr=self.ptr, **{
+            name: memory[a : a + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+            for name, (dtype, shape, a) in self.layout.items()})
 
 
 def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
@@ -293,9 +326,9 @@ class CrystalWindows(Dataset):
 
 @dataclass(eq=False, repr=False)
 class DrawnWindows(Dataset):
-    """Windows of crystals with targets, cut anew for every item.
+    """Windows of crystals with targets; item (e, i) has those of crystal i in epoch e, item i of 0.
 
-    An item has the windows around ``windows_per_crystal`` points k, spread evenly over the cell:
+    They lie around ``windows_per_crystal`` points k, spread evenly over the cell:
     x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1. Then each atom, with all of its images, is
     displaced by ``noise`` Å (standard deviation of each coordinate). All depends on (seed, epoch,
     crystal) alone, so that a resumed run sees the same as an uninterrupted one.
@@ -307,7 +340,6 @@ class DrawnWindows(Dataset):
     config: X3MatConfig  # for radius, step and cutoff
     windows_per_crystal: int
     seed: int = 0
-    epoch: int = 0
     noise: float = 0.0
     known: Sequence[tuple[Crystal, Pairs | None]] = ()  # read if not given, by several processes
 
@@ -324,9 +356,10 @@ class DrawnWindows(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, i: int) -> Item:
+    def __getitem__(self, item: int | tuple[int, int]) -> Item:
+        epoch, i = item if isinstance(item, tuple) else (0, item)
         k = np.arange(self.windows_per_crystal)
-        rng = np.random.default_rng([self.seed, self.epoch, i])
+        rng = np.random.default_rng([self.seed, epoch, i])
         centers = (rng.random(3) + k[:, None] * STRIDE) % 1.0
         crystal, pairs = self.known[i]
         windows = windows_at(crystal, centers, self.config.radius, self.config.step)
@@ -376,6 +409,28 @@ def collate(items: Sequence[Item]) -> Batch:
 Crystals = CrystalWindows | DrawnWindows
 
 
+@dataclass(frozen=True)
+class Batches:
+    """The items of each batch: every ``of``-th, this device's part.
+
+    A device for which nothing is left gets the first, which :class:`Learner` does not count.
+    """
+
+    order: Callable[[], Sequence]  # of all n, asked for at the beginning of each epoch
+    n: int
+    size: int
+    rank: int
+    of: int
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.size)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        order = self.order()
+        for k in range(0, self.n, self.size):
+            yield order[k : k + self.size][self.rank :: self.of] or [order[k]]
+
+
 class Learner(L.LightningModule):
     """X(3)mat with loss, optimiser and data, for Lightning's Trainer."""
 
@@ -392,25 +447,27 @@ class Learner(L.LightningModule):
         self._max_atoms = config.max_atoms or CPU_ATOMS
         set_constants(self.model, train)
 
-    def train_dataloader(self, epoch: int | None = None) -> DataLoader:
-        epoch = self.current_epoch if epoch is None else epoch
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
-        drawn = isinstance(self.train_set, DrawnWindows)
-        data = replace(self.train_set, epoch=epoch) if drawn else self.train_set
-        return self._loader(data, order.tolist())
+    def train_dataloader(self) -> DataLoader:
+        # Lightning asks for the first order before it knows the epoch of a resumed run
+        return self._loader(self.train_set, lambda: self._order(len(self.history)), kept=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation_set, list(range(len(self.validation_set))))
+        return self._loader(self.validation_set, lambda: range(len(self.validation_set)))
 
-    def _loader(self, data: Crystals, order: list[int]) -> DataLoader:
-        """Every device's part of each batch: every n-th crystal of it. A device for which nothing
-        is left gets the first crystal, which :meth:`_mean_error` does not count."""
-        rank, of, size = self.global_rank, self.trainer.world_size, self.config.crystals_per_step
-        parts = [order[k : k + size][rank::of] or [order[k]] for k in range(0, len(order), size)]
+    def _order(self, epoch: int) -> Sequence:
+        rng = np.random.default_rng([self.config.seed, epoch])
+        order = rng.permutation(len(self.train_set)).tolist()
+        return [(epoch, i) for i in order] if isinstance(self.train_set, DrawnWindows) else order
+
+    def _loader(self, data: Crystals, order: Callable[[], Sequence], kept=False) -> DataLoader:
+        """Batches of ``data``, made by processes that are kept from epoch to epoch or not."""
+        batches = Batches(order, len(data), self.config.crystals_per_step, self.global_rank,
+                          self.trainer.world_size)
         work = isinstance(data, DrawnWindows)
-        return DataLoader(data, batch_sampler=parts, collate_fn=collate,
-                          pin_memory=self.device.type == "cuda",
-                          **processes(len(data) * work, self.jobs * self.trainer.num_devices))
+        options = processes(len(data) * work, self.jobs * self.trainer.num_devices)
+        return DataLoader(data, batch_sampler=batches, persistent_workers=kept and bool(options),
+                          collate_fn=lambda items: Packed.of(collate(items)),
+                          pin_memory=self.device.type == "cuda", **options)
 
     def on_train_start(self) -> None:
         self.average = [p.to(self.device, copy=True) for p in self.average]
@@ -418,8 +475,8 @@ class Learner(L.LightningModule):
             return
         torch.set_float32_matmul_precision("high")  # 10 bits of mantissa are enough for gradients
         crystals = math.ceil(self.config.crystals_per_step / self.trainer.world_size)
-        examples = [b.to(self.device) for epoch in range(2)
-                    for b in islice(self.train_dataloader(epoch), EXAMPLES)]
+        examples = [b.to(self.device) for epoch in range(2) for b in islice(
+            self._loader(self.train_set, partial(self._order, epoch)), EXAMPLES)]
         self._replayed = Replayed(self.model, crystals, crystals * self.config.windows_per_crystal,
                                   [b for b in examples if len(b.species) <= CAPTURED_ATOMS])
         trial = examples[0].graph(*chunks(examples[0].ptr["positions"].tolist(), TRIAL_ATOMS)[0])
@@ -518,7 +575,7 @@ class TrainResult:
 def train(
     config: TrainConfig, train_set: Crystals, validation_set: Crystals, folder: str | Path, *,
     device: str = "auto", devices: int | str = 1, check_every: int = 5, progress: bool = True,
-    jobs: int = 1,
+    jobs: int = 1, callbacks: Sequence[L.Callback] = (),
 ) -> TrainResult:
     """Train a model; resume if ``folder`` holds the checkpoint of an interrupted run.
 
@@ -533,6 +590,7 @@ def train(
     check_every : int; epochs between validations (with averaged weights)
     progress : bool; show a progress bar
     jobs : int; trainings that share the machine's processors
+    callbacks : Lightning's, called in each epoch and step
 
     Raises a DataError if windows and targets differ in number, or a target is not finite.
     """
@@ -549,15 +607,17 @@ def train(
         learner = Learner(config, train_set, validation_set, jobs)
         kept = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
                                enable_version_counter=False)
-        hosts, strategy = 1, "auto" if devices == 1 else "ddp_spawn"
+        hosts, start = 1, "spawn"
         if torch.distributed.is_torchelastic_launched():
-            devices, strategy = int(os.environ["LOCAL_WORLD_SIZE"]), "ddp"
+            devices, start = int(os.environ["LOCAL_WORLD_SIZE"]), "popen"
             hosts = int(os.environ["WORLD_SIZE"]) // devices
+        strategy = "auto" if devices == 1 == hosts else DDPStrategy(
+            start_method=start, broadcast_buffers=False, gradient_as_bucket_view=True)
         trainer = L.Trainer(accelerator=device, devices=devices, max_epochs=config.epochs,
                             num_nodes=hosts, strategy=strategy, use_distributed_sampler=False,
-                            gradient_clip_val=config.clip, reload_dataloaders_every_n_epochs=1,
+                            gradient_clip_val=config.clip,
                             check_val_every_n_epoch=min(check_every, config.epochs),
-                            num_sanity_val_steps=0, callbacks=[kept], logger=False,
+                            num_sanity_val_steps=0, callbacks=[kept, *callbacks], logger=False,
                             enable_progress_bar=progress, enable_model_summary=False)
         last = folder / "last.ckpt"
         device_used = trainer.strategy.root_device
