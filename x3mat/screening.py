@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -208,4 +209,9 @@ def processes(n: int, share: int = 1) -> dict:
     if workers < 1:
         return {}
     return {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 8,
-            "worker_init_fn": lambda _: torch.set_num_threads(1)}
+            "worker_init_fn": _begin}
+
+
+def _begin(_) -> None:
+    torch.set_num_threads(1)
+    sys.setswitchinterval(1e-4)  # the thread that hands over what is made waits so long, s

@@ -519,15 +519,14 @@ class Learner(L.LightningModule):
         error = (predicted - batch.target).abs() * counted
         sums = torch.stack([error.detach().sum(), torch.full_like(error, counted).sum()])
         self._sums[name] = self._sums.get(name, 0) + sums
-        self.log(name, error.detach().mean(), prog_bar=True, on_step=False, on_epoch=True,
-                 batch_size=len(error), sync_dist=True)
         return error.mean(1).sum() * (of / together) / self.model.scale.mean()
 
     def on_train_epoch_end(self) -> None:
         sums = {k: self.trainer.strategy.reduce(v, reduce_op="sum") for k, v in self._sums.items()}
+        means = {name: float(s[0] / s[1]) for name, s in sums.items()}
+        self.log_dict(means, prog_bar=True)
         seconds = time.perf_counter() - self._began
-        self.history.append({"epoch": self.current_epoch, "seconds": seconds,
-                             **{name: float(s[0] / s[1]) for name, s in sums.items()}})
+        self.history.append({"epoch": self.current_epoch, "seconds": seconds, **means})
         self._sums = {}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
