@@ -23,7 +23,7 @@ from x3mat.training import (
     CrystalWindows,
     DrawnWindows,
     Learner,
-    Packed,
+    PackedBatch,
     PaddedMean,
     Replayed,
     TrainConfig,
@@ -100,7 +100,7 @@ def test_pairs_found_once_are_those_of_the_network(windows):
 def test_a_packed_batch_is_the_batch(windows, encoding):
     data = CrystalWindows(windows, TARGETS, replace(SMALL.model, encoding=encoding))
     batch = collate([data[i] for i in range(3)])
-    again = Packed.of(batch).to("cpu")
+    again = PackedBatch.of(batch).to("cpu")
     assert list(again.tensors) == list(batch.tensors)
     for name, x in batch.tensors.items():
         assert again.tensors[name].dtype == x.dtype
@@ -160,6 +160,24 @@ def test_batches_and_their_parts_give_what_contributions_give(windows, encoding)
     for max_atoms in (100, 10**9):
         found = predict_mean(model, batch, max_atoms)
         assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)  # positions were rounded
+
+
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+def test_one_captured_size_has_room_for_every_example(windows, encoding, monkeypatch):
+    """With the module in the place of its CUDA graphs."""
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
+    monkeypatch.setattr("torch.cuda.make_graphed_callables", lambda module, *_, **__: module)
+    model = X3Mat(replace(SMALL.model, encoding=encoding)).double()
+    data = CrystalWindows(windows, TARGETS, model.config)
+    batches = [in_double(collate([data[i] for i in part])) for part in ((0, 1), (2, 3), (1, 3))]
+    replayed = Replayed(model, 2, max(len(b.share) for b in batches), batches)
+    sizes = np.array(list(replayed.captured))
+    assert (sizes % 16 == 0).all()
+    assert (sizes[0] == sizes.max(0)).all()
+    for batch in batches:
+        assert torch.allclose(replayed(batch), predict_mean(model, batch, 10**9), atol=1e-10)
+    assert replayed(collate([data[i % 4] for i in range(9)])) is None
+    assert Replayed(model, 2, 9, [])(batches[0]) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

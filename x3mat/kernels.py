@@ -233,7 +233,7 @@ def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constex
         cosine, sine = z * cosine - x * sine, x * cosine + z * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
                   M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr):
     """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
@@ -249,7 +249,7 @@ def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L:
             tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
                        L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
                        EDGES: constexpr):
@@ -272,7 +272,7 @@ def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n
             tl.store(grad_radial + r_at, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
                      stored: constexpr, C: constexpr, SENDER: constexpr, width: constexpr):
     """Σ Dᵀ x over the edges from a node, or to it; ``width``: from row to row of the output."""
@@ -370,7 +370,7 @@ def weigh_back_kernel(mixed, weight, gain, bias, logit, grad, grad_mixed, grad_p
     tl.store(grad_mixed + at, g * inverse, mask=live[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: constexpr,
                   L: constexpr, M: constexpr, stored: constexpr, C: constexpr, H: constexpr):
     """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
@@ -388,7 +388,7 @@ def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, 
     tl.store(inverse + n * H + head, 1 / total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight,
                        n_edges, n_nodes, size: constexpr, L: constexpr, M: constexpr,
                        stored: constexpr, C: constexpr, H: constexpr, EDGES: constexpr):
@@ -416,7 +416,7 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
     tl.store(grad_weight + e[:, None] * H + a, change, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def embed_back_kernel(grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr, C: constexpr,
                       EDGES: constexpr):
     rows: constexpr = (L + 1) * (L + 1)
@@ -453,7 +453,7 @@ def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr):
     tl.store(out + n * C + c, acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def norm_kernel(x, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
     n = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)
@@ -470,7 +470,7 @@ def norm_kernel(x, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
             tl.store(out + at, tl.load(x + at) * g)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_nodes"])
 def norm_back_kernel(x, gamma, grad, grad_x, grad_gamma, n_nodes, eps, L: constexpr, C: constexpr):
     n = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)

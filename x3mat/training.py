@@ -118,7 +118,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedBatch:
     """A batch in one piece of memory.
 
     A loader's process hands it over, a thread pins it and the GPU is sent it at once: for a dozen
@@ -130,7 +130,7 @@ class Packed:
     ptr: dict[str, np.ndarray]  # as in Batch
 
     @classmethod
-    def of(cls, batch: Batch) -> Packed:
+    def of(cls, batch: Batch) -> PackedBatch:
         layout, size = {}, 0
         for name, x in batch.tensors.items():
             layout[name] = x.dtype, x.shape, size
@@ -140,7 +140,7 @@ class Packed:
             view.copy_(getattr(batch, name))
         return packed
 
-    def pin_memory(self) -> Packed:
+    def pin_memory(self) -> PackedBatch:
         return replace(self, memory=self.memory.pin_memory())
 
     def to(self, device) -> Batch:
@@ -173,17 +173,19 @@ class Replayed:
     launches them all at once, but needs fixed shapes: batches are padded to one of a few sizes,
     each a quarter octave larger than the last. Padding has no weight, so results are the same.
     A graph can be captured only while no other gradient is pending, so that all sizes (numbers of
-    atoms, pairs and positions) have to be named beforehand; a batch larger than all of them takes
-    the ordinary path. ``crystals`` and ``windows`` are the largest numbers in a batch; a graph is
-    captured for the size of each of the ``examples``.
+    atoms, pairs and positions) have to be named beforehand: that of each of the ``examples`` and
+    one that has room for all of them. A batch larger than that takes the ordinary path.
+    ``crystals`` and ``windows`` are the largest numbers in a batch.
     """
 
     def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
         self.model, self.crystals, self.windows = model, crystals, windows
         self.captured: dict[tuple[int, ...], Callable] = {}
         pool = torch.cuda.graph_pool_handle()
-        largest_first = {self._size(b): b for b in sorted(examples, key=lambda b: -len(b.src))}
-        for size, batch in largest_first.items():
+        largest_first = sorted(examples, key=lambda b: -len(b.src))
+        most = tuple(map(max, zip(*map(self._least, largest_first), strict=True)))
+        sizes = {self._size(most): b for b in largest_first[:1]}
+        for size, batch in (sizes | {self._size(self._least(b)): b for b in largest_first}).items():
             self.captured[size] = torch.cuda.make_graphed_callables(
                 PaddedMean(model, crystals), self._pad(batch, size), pool=pool)
 
@@ -204,9 +206,10 @@ class Replayed:
         shared = () if batch.atom is None else (len(batch.positions),)
         return 17 * len(batch.species) // 16 + 1, len(batch.src), *shared
 
-    def _size(self, batch: Batch) -> tuple[int, ...]:
-        return tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 1)) / 4))
-                     for n in self._least(batch))
+    @staticmethod
+    def _size(least: tuple[int, ...]) -> tuple[int, ...]:
+        """Multiples of 16, for which one set of kernels is compiled."""
+        return tuple(16 * math.ceil(2 ** (math.ceil(4 * math.log2(n + 1)) / 4) / 16) for n in least)
 
     def _pad(self, batch: Batch, size: tuple[int, ...]) -> tuple[Tensor, ...]:
         windows = self.windows + size[-1 if batch.atom is not None else 0] // 64 + 1
@@ -466,7 +469,7 @@ class Learner(L.LightningModule):
         work = isinstance(data, DrawnWindows)
         options = processes(len(data) * work, self.jobs * self.trainer.num_devices)
         return DataLoader(data, batch_sampler=batches, persistent_workers=kept and bool(options),
-                          collate_fn=lambda items: Packed.of(collate(items)),
+                          collate_fn=lambda items: PackedBatch.of(collate(items)),
                           pin_memory=self.device.type == "cuda", **options)
 
     def on_train_start(self) -> None:
