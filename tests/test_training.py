@@ -172,8 +172,7 @@ def test_one_captured_size_has_room_for_every_example(windows, encoding, monkeyp
     batches = [in_double(collate([data[i] for i in part])) for part in ((0, 1), (2, 3), (1, 3))]
     replayed = Replayed(model, 2, max(len(b.share) for b in batches), batches)
     sizes = np.array(list(replayed.captured))
-    assert (sizes % 16 == 0).all()
-    assert (sizes[0] == sizes.max(0)).all()
+    assert (sizes[0] >= 1.15 * sizes[1:].max(0)).all()
     for batch in batches:
         assert torch.allclose(replayed(batch), predict_mean(model, batch, 10**9), atol=1e-10)
     assert replayed(collate([data[i % 4] for i in range(9)])) is None

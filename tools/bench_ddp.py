@@ -42,7 +42,7 @@ from x3mat import paths, results
 from x3mat.applications import application
 from x3mat.training import DrawnWindows, TrainConfig, train, train_config
 
-EPOCHS = 4
+EPOCHS = 5
 QUICK = ["epochs=3", "crystals_per_step=4", "windows_per_crystal=2", "model.l_max=1",
          "model.m_max=1", "model.channels=8", "model.heads=2", "model.layers=1"]  # fmt: skip
 

@@ -58,6 +58,10 @@ class Packed:
     start_src: Tensor  # (N + 1,) first of each sender in by_src
 
 
+# Compiled once, not again for numbers of edges or nodes that are multiples of 16.
+any_size = triton.jit(do_not_specialize=["n_edges", "n_nodes"])
+
+
 # ------------------------------------------------------------------------- addresses
 
 @triton.constexpr_function
@@ -196,7 +200,7 @@ def turned_back(acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, 
 # n_nodes: E, N.
 
 
-@triton.jit
+@any_size
 def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
                   P: constexpr, LANES: constexpr, EDGES: constexpr):
     """Packed D: see :class:`x3mat.model.WignerMatrices`."""
@@ -233,7 +237,7 @@ def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constex
         cosine, sine = z * cosine - x * sine, x * cosine + z * sine
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
                   M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr):
     """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
@@ -249,7 +253,7 @@ def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L:
             tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
                        L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
                        EDGES: constexpr):
@@ -272,7 +276,7 @@ def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n
             tl.store(grad_radial + r_at, total, mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
                      stored: constexpr, C: constexpr, SENDER: constexpr, width: constexpr):
     """Σ Dᵀ x over the edges from a node, or to it; ``width``: from row to row of the output."""
@@ -287,7 +291,7 @@ def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexp
         tl.store(out + (s * n_nodes + n) * width + c, acc[s])
 
 
-@triton.jit
+@any_size
 def gate_kernel(mixed, out, n_edges, width: constexpr, L: constexpr, M: constexpr, C: constexpr,
                 EDGES: constexpr):
     e, _, c, mask = some_edges(n_edges, C, EDGES)
@@ -303,7 +307,7 @@ def gate_kernel(mixed, out, n_edges, width: constexpr, L: constexpr, M: constexp
             tl.store(to, tl.load(x, mask=mask, other=0.0) * gate, mask=mask)
 
 
-@triton.jit
+@any_size
 def gate_back_kernel(mixed, grad, grad_mixed, n_edges, width: constexpr, L: constexpr, M: constexpr,
                      C: constexpr, EDGES: constexpr):
     e, _, c, mask = some_edges(n_edges, C, EDGES)
@@ -341,7 +345,7 @@ def logits(mixed, gain, bias, n_edges, width: constexpr, first: constexpr, A: co
     return e, e < n_edges, at, inverse, s, s * tl.load(gain + a)[None] + tl.load(bias + a)[None]
 
 
-@triton.jit
+@any_size
 def weigh_kernel(mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
                  first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr):
     """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
@@ -352,7 +356,7 @@ def weigh_kernel(mixed, edge_weight, gain, bias, logit, out, n_edges, width: con
     tl.store(out + e * H + head, weight, mask=live)
 
 
-@triton.jit
+@any_size
 def weigh_back_kernel(mixed, weight, gain, bias, logit, grad, grad_mixed, grad_parameters,
                       n_edges, width: constexpr, first: constexpr, H: constexpr, A: constexpr,
                       EDGES: constexpr):
@@ -370,7 +374,7 @@ def weigh_back_kernel(mixed, weight, gain, bias, logit, grad, grad_mixed, grad_p
     tl.store(grad_mixed + at, g * inverse, mask=live[:, None])
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: constexpr,
                   L: constexpr, M: constexpr, stored: constexpr, C: constexpr, H: constexpr):
     """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
@@ -388,7 +392,7 @@ def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, 
     tl.store(inverse + n * H + head, 1 / total)
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight,
                        n_edges, n_nodes, size: constexpr, L: constexpr, M: constexpr,
                        stored: constexpr, C: constexpr, H: constexpr, EDGES: constexpr):
@@ -416,7 +420,7 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
     tl.store(grad_weight + e[:, None] * H + a, change, mask=mask)
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def embed_back_kernel(grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr, C: constexpr,
                       EDGES: constexpr):
     rows: constexpr = (L + 1) * (L + 1)
@@ -431,7 +435,7 @@ def embed_back_kernel(grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr,
         tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, total, mask=mask)
 
 
-@triton.jit
+@any_size
 def mix_kernel(x, sent, heard, src, dst, n_edges, C: constexpr, EDGES: constexpr):
     """x ← x + sent_j + heard_i."""
     e, live, c, mask = some_edges(n_edges, C, EDGES)
@@ -453,7 +457,7 @@ def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr):
     tl.store(out + n * C + c, acc)
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def norm_kernel(x, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
     n = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)
@@ -470,7 +474,7 @@ def norm_kernel(x, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
             tl.store(out + at, tl.load(x + at) * g)
 
 
-@triton.jit(do_not_specialize=["n_nodes"])
+@any_size
 def norm_back_kernel(x, gamma, grad, grad_x, grad_gamma, n_nodes, eps, L: constexpr, C: constexpr):
     n = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)

@@ -174,7 +174,7 @@ class Replayed:
     each a quarter octave larger than the last. Padding has no weight, so results are the same.
     A graph can be captured only while no other gradient is pending, so that all sizes (numbers of
     atoms, pairs and positions) have to be named beforehand: that of each of the ``examples`` and
-    one that has room for all of them. A batch larger than that takes the ordinary path.
+    one with room for all of them, and more. A batch larger than that takes the ordinary path.
     ``crystals`` and ``windows`` are the largest numbers in a batch.
     """
 
@@ -183,7 +183,7 @@ class Replayed:
         self.captured: dict[tuple[int, ...], Callable] = {}
         pool = torch.cuda.graph_pool_handle()
         largest_first = sorted(examples, key=lambda b: -len(b.src))
-        most = tuple(map(max, zip(*map(self._least, largest_first), strict=True)))
+        most = [6 * max(x) // 5 for x in zip(*map(self._least, largest_first), strict=True)]
         sizes = {self._size(most): b for b in largest_first[:1]}
         for size, batch in (sizes | {self._size(self._least(b)): b for b in largest_first}).items():
             self.captured[size] = torch.cuda.make_graphed_callables(
@@ -207,9 +207,8 @@ class Replayed:
         return 17 * len(batch.species) // 16 + 1, len(batch.src), *shared
 
     @staticmethod
-    def _size(least: tuple[int, ...]) -> tuple[int, ...]:
-        """Multiples of 16, for which one set of kernels is compiled."""
-        return tuple(16 * math.ceil(2 ** (math.ceil(4 * math.log2(n + 1)) / 4) / 16) for n in least)
+    def _size(least: Sequence[int]) -> tuple[int, ...]:
+        return tuple(math.ceil(2 ** (math.ceil(4 * math.log2(n + 1)) / 4)) for n in least)
 
     def _pad(self, batch: Batch, size: tuple[int, ...]) -> tuple[Tensor, ...]:
         windows = self.windows + size[-1 if batch.atom is not None else 0] // 64 + 1
