@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from summarize import summarize
 
 from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import APPLICATIONS, Fold, application
@@ -33,7 +34,6 @@ from x3mat.training import (
     pad,
     predict_mean,
     set_constants,
-    summarize,
     train,
     train_config,
     train_fold,

@@ -198,8 +198,6 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices that share a run.")] = 1,
     jobs: Annotated[int, typer.Option(help="Runs side by side.", min=1)] = 1,
-    summarize: Annotated[bool, typer.Option(
-        "--summarize", help="Only collect the records of finished runs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train models of an application on its folds; a killed run resumes when called again.
@@ -211,16 +209,11 @@ def train(
       x3mat train qmof-gap --device cuda --devices 2
       torchrun --nnodes 2 --nproc-per-node 8 ... --no-python x3mat train qmof-gap --device cuda
       x3mat train zeolite-n2 --set epochs=10 --set model.channels=16 --limit 30
-      x3mat train zeolite-n2 --summarize
     """
     from x3mat import training
     from x3mat.applications import application as find
 
     chosen = find(application)
-    if summarize:
-        return _print(training.summarize(chosen), as_json, lambda r: f"{application}: test MAE"
-                      f" {r['test_mae']:.3f} {r['unit']}, R² {r['test_r2']:.3f},"
-                      f" {r['n_test']} crystals")
     config = training.train_config(chosen, change or ())
     every = range(len(chosen.folds()))
     unknown = sorted(set(fold or ()) - set(every))

@@ -10,7 +10,6 @@ dropped and recomputed in the backward pass: memory is bounded by the chunk, the
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -795,86 +794,3 @@ def _described(application_: str, name: str) -> tuple[frozenset[int], dict[str, 
     found = crystal if quick else describe(crystal)
     ranges = {key: float(getattr(found, key)) for key in application.ranges}
     return frozenset(np.unique(crystal.species).tolist()), ranges
-
-
-def summarize(application: Application) -> dict:
-    """Collect all records of an application into ``data/results/<application>/summary.json``.
-
-    With folds each crystal is in the rest of one, so each seed predicts every crystal once, by a
-    model that never saw it. An application of one split (``drawn``) is tested on the second half
-    of its rest; errors on other splits stand under ``other_splits``. Of several outputs each has
-    its scores under ``outputs``, and the others are their means. Errors are against the labels as
-    they stand now. ``test_mae`` and ``test_r2`` are means over seeds; the interval is the 2.5-97.5
-    % range of ``test_mae`` over 10,000 bootstrap samples of the crystals.
-    """
-    folder = paths.results(application.name)
-    records = [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("fold*.json"))]
-    if not records:
-        raise DataError(application.name, "no training run is recorded",
-                        f"run x3mat train {application.name}")
-    table, wanted = application.labels(), 1 if application.drawn else len(application.folds())
-    rows = pd.DataFrame([
-        {"name": p["name"], "seed": r["provenance"]["seed"], "fold": r["fold"], "half": p["half"],
-         "output": column, "label": table[column][p["name"]], "predicted": y}
-        for r in records for p in r["predictions"]
-        for column, y in zip(application.columns, p["predicted"], strict=True)
-    ]).assign(error=lambda r: (r.predicted - r.label).abs())
-    drawn = {}
-    if application.drawn:
-        others = {str(fold): {"test_mae": float(part.error.mean()), "n_seeds": part.seed.nunique()}
-                  for fold, part in rows[rows.half == 1].groupby("fold") if fold > 0}
-        first = rows[rows.fold == 0]
-        drawn = {"validation_mae": float(first.error[first.half == 0].mean()),
-                 "other_splits": others}
-        rows = first[first.half == 1]
-    complete = rows.groupby("seed").fold.nunique()
-    seeds = sorted(int(s) for s in complete.index[complete == wanted])
-    if not seeds:
-        raise DataError(application.name, "no seed has runs of all folds",
-                        f"run x3mat train {application.name} for the missing folds")
-    rows = rows[rows.seed.isin(seeds)]
-    scores, shown, errors = zip(
-        *(_scores(part) for _, part in rows.groupby("output", sort=False)), strict=True)
-    # others' labels are not written down
-    hidden = ["label"] * bool(application.source) + ["output"] * (len(scores) == 1)
-    pd.concat(shown).drop(columns=hidden).round(4).to_csv(folder / "predictions.csv")
-    used = [r for r in records if r["provenance"]["seed"] in seeds and r["fold"] < wanted]
-    summary = {
-        "application": application.name, "property": application.property,
-        "conditions": application.conditions, "unit": application.unit,
-        **{key: np.mean([score[key] for score in scores], 0).tolist() for key in scores[0]},
-        "interval": _interval(np.mean(errors, 0)),
-        "outputs": dict(zip(application.columns, scores, strict=True)),
-        "test_mae_of_each_fold": rows.groupby("fold").error.mean().tolist(),
-        "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
-        "n_test": rows.name.nunique(), "folds": wanted, "seeds": seeds, "n_seeds": len(seeds),
-        "config": used[0]["config"],
-        "training_hardware": sorted({r["provenance"]["hardware"] for r in used}),
-        "training_wall_s": sum(r["provenance"]["wall_s"] for r in used), **drawn,
-    }
-    return results.read_json(results.write(
-        folder / "summary.json", summary, seed=seeds, wall_s=summary["training_wall_s"],
-        command=f"x3mat train {application.name} --summarize"))
-
-
-def _interval(errors: np.ndarray) -> list[float]:
-    draws = np.random.default_rng(0).integers(len(errors), size=(10_000, len(errors)))
-    return np.quantile(errors[draws].mean(1), [0.025, 0.975]).tolist()
-
-
-def _scores(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame, np.ndarray]:
-    """Scores of one output; of each crystal the mean over seeds and the mean error."""
-    wide = rows.pivot(index="name", columns="seed", values="predicted")
-    label = rows.groupby("name").label.first()
-    deviation, variation = wide.sub(label, axis=0), ((label - label.mean()) ** 2).sum()
-    errors = deviation.abs().to_numpy()  # (crystals, seeds)
-    together = wide.mean(axis=1)
-    return {
-        "test_mae": float(errors.mean()),
-        "test_r2": float((1 - (deviation**2).sum() / variation).mean()),
-        "test_mae_of_each_seed": errors.mean(0).tolist(),
-        "interval": _interval(errors.mean(1)),
-        "mae_of_mean_over_seeds": float((together - label).abs().mean()),
-        "r2_of_mean_over_seeds": float(1 - ((together - label) ** 2).sum() / variation),
-    }, pd.DataFrame({"output": rows.output.iloc[0], "label": label, "predicted": together,
-                     "spread": wide.std(axis=1)}), errors.mean(1)
