@@ -13,6 +13,8 @@ import torch
 from small_models import write
 
 from x3mat import paths, results
+from x3mat.applications import application
+from x3mat.training import train_config
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +151,19 @@ def test_a_database_is_timed(tmp_path):
     hours = found["hours_for_a_million"]
     assert hours["1"] == pytest.approx(1e6 / found["crystals_per_s"] / 3600)
     assert hours["64"] == pytest.approx(hours["1"] / 64)
+
+
+@pytest.mark.parametrize("name", ["ddp", "ddp-sizes"])
+def test_what_the_chapter_says_of_two_gpus(name):
+    """Its rows are those that it takes them for, with the settings of the shipped networks."""
+    found = results.read(f"bench/{name}.json")
+    for kind, app in (("qmof", "qmof-gap"), ("zeolites", "zeolite-n2")):
+        config, (one, *two) = train_config(application(app)), found[kind]["rows"]
+        batch = config.crystals_per_step
+        assert (one["devices"], one["batch"]) == (1, batch)
+        assert [(r["devices"], r["batch"]) for r in two] == [(2, 2 * batch), (2, batch)][: len(two)]
+        assert found[kind]["windows_per_crystal"] == config.windows_per_crystal
+        assert found[kind]["model"] == {**vars(config.model)}
+        rates = [row["crystals_per_s"] for row in (one, *two)]
+        assert found[kind]["weak"] == pytest.approx(rates[1] / rates[0] / 2)
+        assert one["busy"] == pytest.approx(one["kernels_ms"] / one["step_ms"])

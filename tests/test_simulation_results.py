@@ -122,3 +122,29 @@ def test_longer_runs_of_raspa_come_to_the_same_mixtures():
     fau = next(row for row in long if row["name"] == "iza:FAU")
     assert np.argmax(fau["reference_quarters_mol_per_kg"]) == 3
     assert max(long, key=lambda row: row["loadings"]["N2"]["z"] ** 2) is fau
+
+
+def test_what_is_said_of_a_gpu():
+    n2, mixture = (results.read(f"gcmc/{name}.json")
+                   for name in ("raspa-n2-cuda", "raspa-co2-n2-cuda"))  # fmt: skip
+    for found, gas in ((n2, "N2"), (mixture, "CO2")):
+        assert found["settings"]["replicas"] == 4
+        rows = found["rows"]
+        assert len(rows) == 300
+        assert [r["name"].startswith("iza:") for r in rows] == [True, False] * 150
+        with_raspa = [r for r in rows if "reference_wall_s" in r]
+        assert [r["name"] for r in with_raspa] == [r["name"] for r in rows[:8]]
+        assert all(r["seconds"] == pytest.approx(found["seconds"] / 300, rel=0.1) for r in rows)
+        speed = []
+        for r in with_raspa:
+            assert 49 < r["reference_wall_s"] < 70
+            x = r["loadings"][gas]
+            speed.append(r["reference_wall_s"] * x["reference_error"] ** 2
+                         / (r["seconds"] * x["error_mol_per_kg"] ** 2))  # fmt: skip
+        assert found["median_speedup_to_equal_error"] == pytest.approx(np.median(speed), rel=2e-3)
+    error = [x["error_mol_per_kg"] / max(x["mol_per_kg"], 1e-9)
+             for x in (r["loadings"]["N2"] for r in n2["rows"])]  # fmt: skip
+    assert np.median(error) < 0.003
+    assert np.mean(np.array(error) <= 0.02) > 0.99
+    higher = [r["loadings"]["CO2"]["relative_deviation"] > 0.05 for r in mixture["rows"][:8]]
+    assert sum(higher) == 5
