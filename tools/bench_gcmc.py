@@ -1,0 +1,200 @@
+"""What a move of x3mat_gcmc costs, and how that grows with atoms, molecules and chains.
+
+    atoms      N2 at 298 K and 1 bar in zeolites of more and more atoms
+    molecules  N2 at 298 K in LTA, from 1 to 1000 bar
+    chains     N2 at 298 K and 1 bar in LTA, from one chain to more than the device can run at once
+
+each with charges (predicted) and without. Chains are equilibrated first; then a number of cycles is
+timed. What a move computes is counted in the same state of the chains, by the same functions as
+plain Python (numba switched off, in a process of its own): values of the framework's grids,
+distances, pairs of sites, waves of Ewald's sum. FLOPS has the floating-point operations in each, by
+hand from the source, so that `gflop_per_s` can be set against the limit of the device.
+
+Examples
+    python tools/bench_gcmc.py
+    python tools/bench_gcmc.py --device cuda
+    python tools/bench_gcmc.py --quick --out /tmp/cost.json
+
+Writes data/results/gcmc/cost-cpu.json (cost-cuda.json); anew after each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from gcmc_checks import device_name, predicted
+from tqdm import tqdm
+
+from x3mat import databases, paths, results
+from x3mat_gcmc import Framework, GCMCSettings, engine
+from x3mat_gcmc.system import make_guests, make_system
+
+SETTINGS = GCMCSettings(equilibration=100, cycles=100, replicas=16, start="empty")
+ZEOLITES = ["ABW", "SOD", "CHA", "LTA", "MFI", "FAU", "TSC"]
+PRESSURES = [1e5, 1e6, 1e7, 1e8]
+CHAINS = {"cpu": [1, 2, 4, 16, 64], "cuda": [1, 16, 64, 256, 1024, 4096, 16384]}
+COUNTED = 300  # moves of one chain, counted in plain Python
+#: Floating-point operations, by hand from the source: of a spline 220 in single precision, then a
+#: hyperbolic sine; with one site pair its Lennard-Jones and its rough Coulomb energy.
+FLOPS = {"spline": 250, "distance2": 32, "site_pair": 18, "screened": 45, "wave": 36, "line": 150}
+#: Of cards, in 10¹² s⁻¹, in single and double precision without tensor cores (data sheets).
+LIMITS = {"H100": (67.0, 34.0), "H200": (67.0, 34.0)}
+
+
+def started(
+    framework: Framework, settings: GCMCSettings, device: str, checkpoint: Path | None = None
+) -> tuple[engine.Run, float]:
+    """Chains at their start, or where a checkpoint has them; seconds for grids and tables."""
+    begun, guests = time.perf_counter(), make_guests(settings)
+    system = make_system(framework, settings, guests)
+    run = engine.Run([system], guests, [(0, settings)], device, checkpoint)
+    return run, time.perf_counter() - begun
+
+
+def measure(framework: Framework, settings: GCMCSettings, device: str) -> dict:
+    """Time of a move, and what it computes."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "chains.npz")
+        run, prepared = started(framework, settings, device)
+        while run.phase == 0:
+            run.step()
+        run.checkpoint = file
+        run._save()
+        run.checkpoint = None
+        before, begun = int(run.chains.moves.sum()), time.perf_counter()
+        while run.cycles_left:
+            run.step()
+        seconds, moves = time.perf_counter() - begun, int(run.chains.moves.sum()) - before
+        counts = in_plain_python(framework, settings, file)
+    [result] = run.results(0.0)
+    system, rate = run.systems[0], moves / seconds
+    flop = sum(FLOPS[name] * n for name, n in counts.items())
+    return {
+        "name": framework.name, "charges": settings.charges, "pressure_Pa": settings.pressure,
+        "chains": settings.replicas, "atoms": len(framework.species),
+        "atoms_of_cells": len(system.atoms), "molecules": float(result.counts.sum(-1).mean()),
+        "waves": len(system.coefficients), "prepared_s": prepared, "seconds": seconds,
+        "moves": moves, "moves_per_s": rate, "us_per_move": 1e6 / rate,
+        "per_move": counts, "flop_per_move": flop, "gflop_per_s": 1e-9 * flop * rate,
+    }  # fmt: skip
+
+
+def in_plain_python(framework: Framework, settings: GCMCSettings, checkpoint: Path) -> dict:
+    """What a move computes, by name, counted by `count` in a process without numba's compiler."""
+    job = checkpoint.with_name("job.npz")
+    charges = framework.charges if settings.charges == "cif" else np.zeros(len(framework.species))
+    np.savez(job, lattice=framework.lattice, species=framework.species,
+             frac=framework.frac_coords, charges=charges, name=framework.name,
+             pressure=settings.pressure, kind=settings.charges, replicas=settings.replicas,
+             equilibration=settings.equilibration, cycles=settings.cycles)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, __file__, "--count", str(job), str(checkpoint)], capture_output=True,
+        text=True, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=False)  # fmt: skip
+    if run.returncode:
+        raise RuntimeError(run.stderr)
+    return json.loads(run.stdout)
+
+
+def count(job: Path, checkpoint: Path) -> dict[str, float]:
+    """Calls of the functions that compute, for a move of one chain, that with most molecules."""
+    from x3mat_gcmc import kernel
+
+    with np.load(job) as file:
+        framework = Framework(file["lattice"], file["species"], file["frac"], file["charges"],
+                              str(file["name"]))  # fmt: skip
+        settings = replace(
+            SETTINGS, pressure=float(file["pressure"]), charges=str(file["kind"]),
+            replicas=int(file["replicas"]), equilibration=int(file["equilibration"]),
+            cycles=int(file["cycles"]))  # fmt: skip
+    # the grids' values do not matter to what is computed; those of one voxel are made quickly
+    guests = make_guests(settings)
+    system = make_system(framework, settings, guests)
+    system.grids.update(
+        dict.fromkeys(range(len(guests.types)), np.zeros(system.shape + 3, np.float32)))
+    uniform = np.arange(1, np.prod(system.voxels) + 1) / np.prod(system.voxels)
+    run = engine.Run([system], guests, [(0, settings)], "cpu", checkpoint, [[uniform]])
+    found: Counter[str] = Counter()
+
+    def counted(name: str, number=lambda *_: 1, key: str | None = None) -> None:
+        function = getattr(kernel, name)
+
+        def wrapper(*arguments):
+            found[key or name] += number(*arguments)
+            return function(*arguments)
+
+        setattr(kernel, name, wrapper)
+
+    sites = run.tables.n_sites
+    for name in ("spline", "distance2", "screened"):
+        counted(name)
+    counted("pair_energy", lambda t, s, k, one, m, *_: int(sites[k] * sites[m]), "site_pair")
+    counted("waves_change", lambda *_: len(system.coefficients), "wave")
+    counted("waves_change", lambda *_: int(run.tables.line_start[1]), "line")
+    chains = run.chains
+    cycles = max(1, COUNTED // int(chains.length[chains.order[0]]))
+    before = int(chains.moves.sum())
+    with np.errstate(over="ignore"):
+        kernel.advance(0, len(chains.n), 0, 1, run.tables, chains, 0, cycles, 0)
+    moves = int(chains.moves.sum()) - before
+    return {name: n / moves for name, n in found.items()}
+
+
+def plan(device: str, quick: bool) -> list[tuple[str, str, GCMCSettings]]:
+    """Kind of row, framework, settings."""
+    base = replace(SETTINGS, replicas=4, equilibration=20, cycles=20) if quick else SETTINGS
+    base = replace(base, replicas=1024) if device == "cuda" and not quick else base
+    rows = []
+    for charges in ("none", "cif"):
+        each = replace(base, charges=charges)
+        rows += [("atoms", z, each) for z in (ZEOLITES[:2] if quick else ZEOLITES)]
+        rows += [("molecules", "LTA", replace(each, pressure=p))
+                 for p in (PRESSURES[:1] if quick else PRESSURES)]  # fmt: skip
+        rows += [("chains", "LTA", replace(each, replicas=n))
+                 for n in (CHAINS[device][:2] if quick else CHAINS[device])]  # fmt: skip
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", choices=list(CHAINS))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--count", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.count:
+        print(json.dumps(count(*options.count)))
+        return
+    out = options.out or paths.results(f"gcmc/cost-{options.device}.json")
+    begun, rows = time.perf_counter(), []
+    frameworks: dict[str, Framework] = {}
+    for kind, code, settings in tqdm(plan(options.device, options.quick), unit="row"):
+        if code not in frameworks:
+            crystal = databases.iza(code)
+            frameworks[code] = predicted(Framework(
+                crystal.lattice, crystal.species, crystal.frac_coords, None, code))  # fmt: skip
+            measure(frameworks[code], replace(settings, cycles=20, equilibration=2), options.device)
+        rows.append({"kind": kind, **measure(frameworks[code], settings, options.device)})
+        results.write(out.absolute(), {
+            "device": device_name(options.device), "threads": os.cpu_count(), "flops": FLOPS,
+            "limits_tflops": next((list(v) for k, v in LIMITS.items()
+                                   if k in device_name(options.device)), None), "rows": rows,
+        }, seed=SETTINGS.seed, wall_s=time.perf_counter() - begun,
+            command=shlex.join(["python", "tools/bench_gcmc.py", *argv]))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
