@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
+import bench_gcmc
 import gcmc_checks
 import numpy as np
 import pytest
 
 from x3mat import results
+from x3mat_gcmc import Framework
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +150,40 @@ def test_what_is_said_of_a_gpu():
     assert np.mean(np.array(error) <= 0.02) > 0.99
     higher = [r["loadings"]["CO2"]["relative_deviation"] > 0.05 for r in mixture["rows"][:8]]
     assert sum(higher) == 5
+
+
+@pytest.mark.parametrize("charges", ["none", "cif"])
+def test_what_a_move_computes(charges):
+    """A helium atom of charge 0 alone: one grid value for each site, waves only with charges."""
+    box = Framework(30 * np.eye(3), np.array([2]), np.zeros((1, 3)), np.zeros(1), "box")
+    settings = replace(bench_gcmc.SETTINGS, equilibration=2, cycles=10, replicas=2, charges=charges)
+    row = bench_gcmc.measure(box, settings, "cpu")
+    found = row["per_move"]
+    assert row["moves"] == 2 * 10 * 20
+    assert 0 < found["spline"] < 3 * 17
+    assert (found.get("wave", 0) > 0) == (charges == "cif") == (row["waves"] > 0)
+    assert found.get("wave", 0) <= 2 * row["waves"]
+    flop = sum(bench_gcmc.FLOPS[name] * n for name, n in found.items())
+    assert row["flop_per_move"] == pytest.approx(flop)
+
+
+def test_what_is_said_of_the_cost_of_a_move():
+    found = results.read("gcmc/cost-cpu.json")
+    rows = {c: {k: [r for r in found["rows"] if (r["kind"], r["charges"]) == (k, c)]
+                for k in ("atoms", "molecules", "chains")} for c in ("none", "cif")}  # fmt: skip
+    assert found["threads"] == 2
+    assert found["rows"][6]["name"] == "TSC"
+    for part in rows.values():
+        most = max(part["atoms"], key=lambda r: r["atoms"])
+        assert most["name"] == "TSC"
+        assert most["molecules"] < np.median([r["molecules"] for r in part["atoms"]])
+        assert most["us_per_move"] < np.max([r["us_per_move"] for r in part["atoms"]])
+        assert part["molecules"][-1]["us_per_move"] > 1.4 * part["molecules"][0]["us_per_move"]
+        one, two, *more = [r["moves_per_s"] for r in part["chains"]]
+        assert two > 1.5 * one
+        assert max(more) < 1.3 * two
+    plain, charged = (rows[c]["chains"][-1] for c in ("none", "cif"))
+    assert 2.5 < charged["us_per_move"] / plain["us_per_move"] < 4.5
+    assert 2.5 < charged["flop_per_move"] / plain["flop_per_move"] < 4.5
+    waves = sum(bench_gcmc.FLOPS[k] * charged["per_move"][k] for k in ("wave", "line"))
+    assert waves > (charged["flop_per_move"] - plain["flop_per_move"]) / 2
