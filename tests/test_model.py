@@ -533,12 +533,33 @@ def test_same_input_same_output_and_no_global_random_numbers(dtype):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_contributions_of_a_crystal_do_not_depend_on_the_chunks():
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_contributions_of_a_crystal_do_not_depend_on_the_chunks(encoding, layers):
     windows = sample_windows(databases.iza("SOD"))
-    net = build()
-    whole = net.contributions(windows)
+    net = build(replace(SMALL, encoding=encoding, layers=layers), "perturbed")
+    (graph,) = model.graphs(windows, net.config, 10**9, net.shift)
+    with torch.no_grad():
+        whole = net.network(graph)
     assert whole.shape == (windows.n_orbits, 1)
-    assert_close(net.contributions(windows, max_atoms=100), whole)
+    for max_atoms in (100, 10**9):
+        assert_close(net.contributions(windows, max_atoms), whole)
+
+
+def test_shared_atoms_are_encoded_once(monkeypatch):
+    """And for each member of an ensemble by itself."""
+    encoded = []
+    encode = model.X3Mat.encode
+    monkeypatch.setattr(model.X3Mat, "encode", lambda self, geometry: (
+        encoded.append(self), encode(self, geometry))[1])  # fmt: skip
+    nets = [build(replace(SMALL, encoding="crystal"), "perturbed") for _ in range(2)]
+    windows = sample_windows(databases.iza("SOD"))
+    assert len(list(model.graphs(windows, nets[0].config, 100, nets[0].shift))) > 3
+    y = model.contributions(nets, windows, 100)
+    assert encoded == nets
+    assert not y.requires_grad
+    for net, own in zip(nets, y, strict=True):
+        assert_close(own, net.contributions(windows))
 
 
 def test_mean_degree_is_the_mean_sum_of_weights():

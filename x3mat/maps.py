@@ -144,9 +144,9 @@ class SiteMap:
         path, unit = Path(path), self.prediction.unit
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["rank", f"value ({unit})", f"std ({unit})", "x", "y", "z",
-                             "X (Å)", "Y (Å)", "Z (Å)", "multiplicity", "atoms in window",
-                             "nearest atom", "distance (Å)", "kind"])
+            writer.writerow([
+                "rank", f"value ({unit})", f"std ({unit})", *"xyz", "X (Å)", "Y (Å)", "Z (Å)",
+                "multiplicity", "atoms in window", "nearest atom", "distance (Å)", "kind"])
             for s in self.sites:
                 writer.writerow([s.rank, f"{s.value:.6g}", f"{s.std:.6g}",
                                  *(f"{v:.6f}" for v in (s.x, s.y, s.z)),

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -198,6 +198,12 @@ class WindowGraph:
     n_windows: int
     atom: Tensor | None = None  # (P,) atom at each position, where windows share atoms
     vector: Tensor | None = None  # (E, 3) from src to dst, Å, likewise
+
+    def apart(self) -> tuple[WindowGraph, WindowGraph]:
+        """Shared atoms with their pairs, without windows; and the windows without pairs."""
+        alone = replace(self, positions=self.positions[:0], window=self.window[:0],
+                        atom=self.atom[:0], n_windows=0)
+        return alone, replace(self, src=self.src[:0], dst=self.dst[:0], vector=self.vector[:0])
 
 
 def window_graph(
@@ -579,6 +585,20 @@ class X3Mat(nn.Module):
         x = self.blocks[-1](x, slice(n_windows), edges.first(n_probe), wigner[:n_probe])
         return self.shift + self.scale * self.head(self.norm(x[:, 0]))
 
+    def encode(self, geometry: tuple[Edges, Tensor]) -> list[Tensor]:
+        """Features of shared atoms before each block, from a graph without windows."""
+        features = [self._embed(geometry[0], 0)]
+        for block in self.blocks[:-1]:
+            features.append(block(features[-1], slice(None), *geometry))
+        return features
+
+    def read(self, n_windows: int, geometry: tuple[Edges, Tensor], atoms: list[Tensor]) -> Tensor:
+        """:meth:`plain_network` of windows, without pairs, whose atoms are encoded already."""
+        x = self._embed(geometry[0], n_windows)[:n_windows]
+        for block, encoded in zip(self.blocks, atoms, strict=True):
+            x = block(torch.cat([x, encoded]), slice(n_windows), *geometry)
+        return self.shift + self.scale * self.head(self.norm(x[:, 0]))
+
     def _edges(self, graph: WindowGraph) -> Edges:
         """Edges from each atom to the probe of its window, then the pairs.
 
@@ -659,16 +679,25 @@ def contributions(
     first = models[0]
     if any(model.config != first.config for model in models):
         return torch.cat([contributions((model,), windows, max_atoms) for model in models])
-    parts = []
+    parts, atoms = [], [None] * len(models)
     for graph in graphs(windows, first.config, max_atoms, first.shift):
+        if graph.atom is not None and not first._kernels(graph.positions):
+            alone, graph = graph.apart()
+            if not parts:  # the same for all chunks
+                encode = partial(X3Mat.encode, geometry=first.geometry(alone))
+                atoms = list(apply(torch.no_grad()(encode), models))
         one = partial(_contributions, graph, first.geometry(graph))
-        parts.append(torch.stack(list(apply(one, models))))
+        parts.append(torch.stack(list(apply(one, models, atoms))))
     return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()  # here: the threads of an executor do not inherit it
-def _contributions(graph: WindowGraph, geometry: tuple, model: X3Mat) -> Tensor:
-    return model.network(graph, geometry)
+def _contributions(
+    graph: WindowGraph, geometry: tuple, model: X3Mat, atoms: list[Tensor] | None
+) -> Tensor:
+    if atoms is None:
+        return model.network(graph, geometry)
+    return model.read(graph.n_windows, geometry, atoms)
 
 
 def graphs(windows, config: X3MatConfig, max_atoms: int, like: Tensor) -> Iterator[WindowGraph]:

@@ -208,10 +208,6 @@ def processes(n: int, share: int = 1) -> dict:
     workers = min(WORKERS, ((os.cpu_count() or 1) - 1) // share) if n > 100 else 0
     if workers < 1:
         return {}
+    # a thread hands over what is made; it waits 0.1 ms for Python's lock, by default 5
     return {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 8,
-            "worker_init_fn": _begin}
-
-
-def _begin(_) -> None:
-    torch.set_num_threads(1)
-    sys.setswitchinterval(1e-4)  # the thread that hands over what is made waits so long, s
+            "worker_init_fn": lambda _: (torch.set_num_threads(1), sys.setswitchinterval(1e-4))}

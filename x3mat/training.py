@@ -412,10 +412,8 @@ Crystals = CrystalWindows | DrawnWindows
 
 @dataclass(frozen=True)
 class Batches:
-    """The items of each batch: every ``of``-th, this device's part.
-
-    A device for which nothing is left gets the first, which :class:`Learner` does not count.
-    """
+    """This device's items of each batch: every ``of``-th, or where none is left the first, which
+    :class:`Learner` does not count."""
 
     order: Callable[[], Sequence]  # of all n, asked for at the beginning of each epoch
     n: int
