@@ -187,3 +187,18 @@ def test_what_is_said_of_the_cost_of_a_move():
     assert 2.5 < charged["flop_per_move"] / plain["flop_per_move"] < 4.5
     waves = sum(bench_gcmc.FLOPS[k] * charged["per_move"][k] for k in ("wave", "line"))
     assert waves > (charged["flop_per_move"] - plain["flop_per_move"]) / 2
+
+
+def test_raspa_may_simulate_the_first_crystals_only(monkeypatch):
+    monkeypatch.setattr(gcmc_checks, "raspa_uptake",
+                        lambda framework, *_: ([2.0], [0.1], 5.0, [1.0, 2.0, 2.0, 2.0]))  # fmt: skip
+    pack = gcmc_checks.load("n2-77k", 2, None)
+    assert pack["name"].tolist() == gcmc_checks.N2_77K[:2]
+    found = gcmc_checks.with_raspa(pack, gcmc_checks.SETTINGS["n2-77k"], 1.0, 1)
+    assert found["quarters"].shape == (2, 4)
+    for name, value in (("reference", 2.0), ("error", 0.1), ("wall_s", 5.0)):
+        assert np.ravel(found[name])[0] == value
+        assert np.isnan(np.ravel(found[name])[1])
+    assert np.isnan(pack["reference"]).all()  # unchanged
+    whole = gcmc_checks.with_raspa(pack, gcmc_checks.SETTINGS["n2-77k"], 1.0, 0)
+    assert np.isfinite(whole["reference"]).all()

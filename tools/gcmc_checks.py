@@ -30,6 +30,7 @@ examples:
   python tools/gcmc_checks.py zeolite-n2
   python tools/gcmc_checks.py co2-n2 --limit 0 --predicted-charges --name co2-n2-predicted
   python tools/gcmc_checks.py zeolite-n2 --limit 0 --pack zeolites.npz
+  python tools/gcmc_checks.py n2-77k --limit 0 --raspa-seconds 840 --pack n2-raspa.npz
   python tools/gcmc_checks.py zeolite-n2 --packed zeolites.npz --limit 0 --device cuda
   python tools/gcmc_checks.py raspa-n2 --limit 300 --raspa-limit 8 --device cuda --name raspa-cuda
 """
@@ -75,12 +76,14 @@ SETTINGS = {
         gases=("Ar",), temperature=87.0, pressure=101_325.0, equilibration=8000, cycles=2000,
         start="both", trials=128, moves=(0.75, 0.0, 0.1, 0.15, 0.0),
     ),
-    "n2-77k": GCMCSettings(
+    "mof-n2": GCMCSettings(
         temperature=77.0, equilibration=4000, cycles=2000, start="both", trials=64,
         moves=(0.25, 0.2, 0.02, 0.53, 0.0),
     ),
 }  # fmt: skip
-SETTINGS["mof-n2"] = SETTINGS["n2-77k"]
+#: Packing relaxes by motion: fewer trials and swaps leave time for longer chains.
+SETTINGS["n2-77k"] = replace(
+    SETTINGS["mof-n2"], trials=16, moves=(0.4, 0.3, 0.02, 0.28, 0.0))
 SETTINGS["raspa-n2"] = GCMCSettings(charges="cif", equilibration=300, cycles=3000, start="empty")
 SETTINGS["raspa-co2-n2"] = replace(
     SETTINGS["raspa-n2"], gases=("CO2", "N2"), fractions=(0.15, 0.85))
@@ -102,7 +105,8 @@ SETTINGS["mfi-co2"] = _at_one_bar("CO2-GarciaSanchez", 353.0, "cif")
 #: Molecules in 2 x 2 x 2 cells and their standard error (the manual states that of 95 %): examples
 #: 8 and 10 of RASPA3's manual. What it says in mol/kg counts every atom with the mass of silicon.
 MANUAL = {"mfi-ch4": (23.14703, 0.02480976 / 1.96), "mfi-co2": (26.28680, 0.2653616 / 1.96)}
-N2_77K = ["iza:LTA", "iza:ASV", "WOCGIG", "WOBHOL"]  # zeolites; MOFs of co2_n2_reference
+#: Zeolites, MOFs of co2_n2_reference, and MOF-5 with its large pores.
+N2_77K = ["iza:LTA", "iza:ASV", "WOCGIG", "WOBHOL", "core-mof:ASR:EDUSIF_clean", "iza:MFI"]
 LEAST_CAVITY, MOST_ATOMS = 3.7, 500  # Å; of the MOFs
 #: A cycle of RASPA has as many moves as there are molecules when it begins, at least so many. One
 #: state of each cycle is averaged, so that states with many molecules count for less. Results have
@@ -186,10 +190,13 @@ def _argon(limit: int, names: list[str] | None) -> list[tuple]:
 
 
 def _n2_77k(limit: int, names: list[str] | None) -> list[tuple]:
+    from x3mat import databases
+
     rows, folder = [], paths.external() / "co2_n2_reference" / "cif"
     for name in (names or N2_77K)[: limit or None]:
-        file = name if name.startswith("iza:") else folder / f"{name}_clean_pacmof.cif"
-        framework = replace(read_framework(file), charges=None, name=name)
+        source = name if ":" in name else folder / f"{name}_clean_pacmof.cif"
+        crystal = databases.crystal(str(source))
+        framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords, None, name)
         rows.append((framework, [np.nan], [np.nan], np.nan))
     return rows
 
@@ -468,8 +475,8 @@ def main() -> int:
     parser.add_argument("--pack", type=Path, help="only write crystals and reference to this file")
     parser.add_argument("--packed", type=Path, help="read them from such a file")
     parser.add_argument("--checkpoint", type=Path, help="folder for resumable states")
-    parser.add_argument("--raspa-seconds", type=float, default=480.0,
-                        help="of RASPA3 for each crystal (default 480)")  # fmt: skip
+    parser.add_argument("--raspa-seconds", type=float,
+                        help="of RASPA3 for each crystal (default 480; for --pack 0)")  # fmt: skip
     parser.add_argument("--raspa-limit", type=int, default=0, metavar="N",
                         help="RASPA3 simulates only the first N of the crystals")  # fmt: skip
     parser.add_argument("--predicted-charges", action="store_true",
@@ -483,8 +490,9 @@ def main() -> int:
                 pack = dict(file)
         else:
             pack = load(args.check, args.limit, args.names)
-        if args.check in WITH_RASPA and "quarters" not in pack and not args.pack:
-            pack = with_raspa(pack, SETTINGS[args.check], args.raspa_seconds, args.raspa_limit)
+        seconds = args.raspa_seconds or 480.0 * (not args.pack)
+        if args.check in WITH_RASPA and "quarters" not in pack and seconds:
+            pack = with_raspa(pack, SETTINGS[args.check], seconds, args.raspa_limit)
         if args.pack:
             np.savez_compressed(args.pack, **pack)
             print(f"{args.pack}: {len(pack['name'])} crystals")

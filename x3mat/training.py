@@ -99,6 +99,7 @@ class Batch:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """By name."""
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     def to(self, device) -> Batch:  # Lightning calls it, too
@@ -118,11 +119,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch in one piece of memory.
-
-    A loader's process hands it over, a thread pins it and the GPU is sent it at once: for a dozen
-    tensors one by one all this takes the training process longer than a step takes the GPU.
-    """
+    """A batch in one piece of memory, which a loader's process hands over, a thread pins and a GPU
+    is sent at once: for a dozen tensors one by one that takes longer than a step takes the GPU."""
 
     memory: Tensor  # bytes
     layout: dict[str, tuple[torch.dtype, torch.Size, int]]  # of each tensor, and its first byte
@@ -139,7 +137,7 @@ class PackedBatch:
             view.copy_(getattr(batch, name))
         return packed
 
-    def pin_memory(self) -> PackedBatch:
+    def pin_memory(self) -> PackedBatch:  # a loader's thread calls it
         return replace(self, memory=self.memory.pin_memory())
 
     def to(self, device) -> Batch:
@@ -327,7 +325,7 @@ class CrystalWindows(Dataset):
 
 @dataclass(eq=False, repr=False)
 class DrawnWindows(Dataset):
-    """Windows of crystals with targets; item (e, i) has those of crystal i in epoch e, item i of 0.
+    """Windows of crystals with targets; item (e, i): those of crystal i in epoch e; i: in epoch 0.
 
     They lie around ``windows_per_crystal`` points k, spread evenly over the cell:
     x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1. Then each atom, with all of its images, is
