@@ -192,9 +192,9 @@ def _argon(limit: int, names: list[str] | None) -> list[tuple]:
 def _n2_77k(limit: int, names: list[str] | None) -> list[tuple]:
     from x3mat import databases
 
-    rows, folder = [], paths.external() / "co2_n2_reference" / "cif"
+    rows, folder = [], Path("co2_n2_reference", "cif")
     for name in (names or N2_77K)[: limit or None]:
-        source = name if ":" in name else folder / f"{name}_clean_pacmof.cif"
+        source = name if ":" in name else paths.external() / folder / f"{name}_clean_pacmof.cif"
         crystal = databases.crystal(str(source))
         framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords, None, name)
         rows.append((framework, [np.nan], [np.nan], np.nan))
