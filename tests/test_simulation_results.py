@@ -190,8 +190,8 @@ def test_what_is_said_of_the_cost_of_a_move():
 
 
 def test_raspa_may_simulate_the_first_crystals_only(monkeypatch):
-    found = [2.0], [0.1], 5.0, [1.0, 2.0, 2.0, 2.0]
-    monkeypatch.setattr(gcmc_checks, "raspa_uptake", lambda *_: found)
+    made = [2.0], [0.1], 5.0, [1.0, 2.0, 2.0, 2.0]
+    monkeypatch.setattr(gcmc_checks, "raspa_uptake", lambda *_: made)
     pack = gcmc_checks.load("n2-77k", 2, None)
     assert pack["name"].tolist() == gcmc_checks.N2_77K[:2]
     found = gcmc_checks.with_raspa(pack, gcmc_checks.SETTINGS["n2-77k"], 1.0, 1)
