@@ -58,6 +58,15 @@ def test_plan_of_radii_is_brief():
         assert asdict(config) == asdict(usual) | {"seed": 3, "epochs": 2, "model": model}
 
 
+def test_plan_of_degrees_changes_them_alone():
+    usual = train_config(application(NAME))
+    jobs = convergence.plan("degrees", NAME, [0, 1, 4], [0], (50, 2))
+    for (value, _, n, config), m_max in zip(jobs, (0, 1, usual.model.m_max), strict=True):
+        assert n == 50
+        model = asdict(usual.model) | {"l_max": value, "m_max": m_max}
+        assert asdict(config) == asdict(usual) | {"seed": 0, "epochs": 2, "model": model}
+
+
 def test_shipped_networks_predict_what_is_recorded():
     models = load_model(NAME).members
     found, windows = convergence.predicted(models, NAME, SMALL, models[0].config.step)

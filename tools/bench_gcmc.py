@@ -12,7 +12,7 @@ hand from the source, so that `gflop_per_s` can be set against the limit of the 
 
 Examples
     python tools/bench_gcmc.py
-    python tools/bench_gcmc.py --device cuda
+    python tools/bench_gcmc.py --device cuda --registers 128
     python tools/bench_gcmc.py --quick --out /tmp/cost.json
 
 Writes data/results/gcmc/cost-cpu.json (cost-cuda.json); anew after each row.
@@ -37,7 +37,7 @@ from gcmc_checks import device_name, predicted
 from tqdm import tqdm
 
 from x3mat import databases, paths, results
-from x3mat_gcmc import Framework, GCMCSettings, engine
+from x3mat_gcmc import Framework, GCMCSettings, engine, kernel
 from x3mat_gcmc.system import make_guests, make_system
 
 SETTINGS = GCMCSettings(equilibration=100, cycles=100, replicas=16, start="empty")
@@ -108,8 +108,6 @@ def in_plain_python(framework: Framework, settings: GCMCSettings, checkpoint: Pa
 
 def count(job: Path, checkpoint: Path) -> dict[str, float]:
     """Calls of the functions that compute, for a move of one chain, that with most molecules."""
-    from x3mat_gcmc import kernel
-
     with np.load(job) as file:
         framework = Framework(file["lattice"], file["species"], file["frac"], file["charges"],
                               str(file["name"]))  # fmt: skip
@@ -171,6 +169,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu", choices=list(CHAINS))
+    parser.add_argument("--registers", type=int, default=0, metavar="N",
+                        help="of a GPU's thread at most, so that more chains run at a time;"
+                        " 0: as many as the compiler likes")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--count", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -178,6 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.count:
         print(json.dumps(count(*options.count)))
         return
+    kernel.REGISTERS = options.registers
     out = options.out or paths.results(f"gcmc/cost-{options.device}.json")
     begun, rows = time.perf_counter(), []
     frameworks: dict[str, Framework] = {}
@@ -190,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append({"kind": kind, **measure(frameworks[code], settings, options.device)})
         results.write(out.absolute(), {
             "device": device_name(options.device), "threads": os.cpu_count(), "flops": FLOPS,
+            "registers": options.registers,
             "limits_tflops": next((list(v) for k, v in LIMITS.items()
                                    if k in device_name(options.device)), None), "rows": rows,
         }, seed=SETTINGS.seed, wall_s=time.perf_counter() - begun,

@@ -1,10 +1,12 @@
-"""How the error of an application depends on the number of training crystals, radius and spacing.
+"""How an application's error depends on the number of training crystals, radius, spacing, degree.
 
 sizes   networks trained on random parts of the training set of fold 0, nested for each seed, with
         the application's hyper-parameters. A part is seen `epochs` times, but no training has
         fewer than LEAST_STEPS steps. Errors are of the whole test half; nothing is chosen by them.
 radii   networks with windows of several radii, trained briefly on a part of the training set, one
         for each seed. Errors are of the validation half.
+degrees the same with one radius and several largest degrees l_max of the features (m_max up to the
+        application's): what do vectors and tensors buy?
 steps   the application's trained networks of fold 0, with windows on finer and coarser grids.
         Errors are of the validation half. No network is trained: windows of training are drawn
         from all places.
@@ -15,6 +17,7 @@ finished is kept in the folder of runs. The result is data/results/APPLICATION/W
 examples:
   python tools/convergence.py mof-n2 sizes --device cuda --jobs 4
   python tools/convergence.py mof-n2 radii --seeds 0 1 --device cuda --jobs 4
+  python tools/convergence.py mof-n2 degrees --device cuda --jobs 4
   python tools/convergence.py mof-n2 steps
 """
 
@@ -42,12 +45,12 @@ from x3mat.sampling import Windows, sample_windows
 from x3mat.screening import evaluate, for_each
 from x3mat.training import TrainConfig, crystals_of, train, train_config
 
-USUAL = {  # values: crystals, Å, Å
+USUAL = {  # values: crystals, Å, Å, l_max
     "sizes": (100, 300, 1000, 2000), "radii": (3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
-    "steps": (1.0, 1.5, 2.0, 3.0, 4.0),
+    "steps": (1.0, 1.5, 2.0, 3.0, 4.0), "degrees": (0, 1, 2, 3, 4),
 }  # fmt: skip
 LEAST_STEPS = 1500  # of a training on few crystals
-BRIEF = 1000, 20  # crystals and epochs of the trainings with several radii
+BRIEF = 1000, 20  # crystals and epochs of the trainings with several radii or degrees
 COSTS = "seconds", "peak_gib", "epochs"  # what is kept of a training
 
 
@@ -71,6 +74,9 @@ def plan(what: str, name: str, values: Sequence[float], seeds: Sequence[int],
                 out.append((value, seed, int(value), config))
             else:
                 changes = [f"seed={seed}", f"epochs={brief[1]}", f"model.radius={value}"]
+                if what == "degrees":
+                    m_max = min(int(value), train_config(chosen).model.m_max)
+                    changes[2:] = [f"model.l_max={int(value)}", f"model.m_max={m_max}"]
                 out.append((value, seed, brief[0], train_config(chosen, changes)))
     return out
 
@@ -112,7 +118,7 @@ def predicted(models: Sequence[X3Mat], name: str, crystals: Sequence[str], step:
 def kept(runs: Path, name: str, what: str, job: tuple) -> Path:
     """Folder of a training's states."""
     value, seed, n, config = job
-    if what == "radii":  # of which others may be longer
+    if what != "sizes":  # others may be longer
         what += f"-{n}-crystals-{config.epochs}-epochs"
     return runs / "convergence" / name / what / f"{value:g}-seed{seed}"
 
@@ -184,7 +190,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--brief", type=int, nargs=2, default=BRIEF,
-                        help="crystals and epochs of the trainings with several radii")  # fmt: skip
+                        help="crystals and epochs for radii and degrees")  # fmt: skip
     parser.add_argument("--limit", type=int, help="of the crystals that are predicted")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
     args = parser.parse_args()
