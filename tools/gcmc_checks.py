@@ -18,13 +18,10 @@ read from the folder that X3MAT_DATA names. The references of n2-77k, raspa-n2 a
 made by RASPA3 when the check runs, one process for each crystal; the means of their quarters tell
 whether they still drift.
 
-Which files are of which engine: zeolite-n2-all, co2-n2-long and zeolite-n2-cuda were written with
-insertions of one trial and chains that started empty and cold; argon with biased insertions, but
-cycles that had no upper bound (now 400 moves); co2-n2-predicted and zeolite-n2 before moves with
-charges were judged twice; co2-n2-all, mfi-ch4, mfi-co2, n2-77k and mof-n2 are of the present
-engine. The file zeolite-n2-cuda is of commit 9ce56f8, from outside a checkout of it: it lacks the
-equilibrated flags, what its provenance calls git is another commit, and it compares with uptakes by
-RASPA3 of before that commit.
+Which files are of which engine: zeolite-n2-all and co2-n2-long were written with insertions of one
+trial and chains that started empty and cold; argon with biased insertions, but cycles that had no
+upper bound (now 400 moves); co2-n2-predicted and zeolite-n2 before moves with charges were judged
+twice; all others are of the present engine.
 
 examples:
   python tools/gcmc_checks.py zeolite-n2
