@@ -84,10 +84,10 @@ class Kernels(L.Callback):
         if k == self.steps[0]:
             self.profile = torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CUDA])
-            self.profile.__enter__()
+            self.profile.start()
         if k == self.steps[1] and self.profile:
             torch.cuda.synchronize()
-            self.profile.__exit__(None, None, None)
+            self.profile.stop()
             busy, end = 0.0, 0.0
             for event in sorted(self.profile.events(), key=lambda e: e.time_range.start):
                 if event.device_type == torch.autograd.DeviceType.CUDA:

@@ -24,10 +24,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
@@ -35,11 +35,13 @@ from pathlib import Path
 
 import numpy as np
 from gcmc_checks import device_name, predicted
+from mof_labels import prepare
 from tqdm import tqdm
 
 from x3mat import databases, paths, results
 from x3mat_gcmc import Framework, GCMCSettings, engine, kernel
-from x3mat_gcmc.system import make_guests, make_system
+from x3mat_gcmc.kernel import Chains
+from x3mat_gcmc.system import System, make_guests
 
 SETTINGS = GCMCSettings(equilibration=100, cycles=100, replicas=16, start="empty")
 ZEOLITES = ["ABW", "SOD", "CHA", "LTA", "MFI", "FAU", "TSC"]
@@ -49,40 +51,27 @@ COUNTED = 300  # moves of one chain, counted in plain Python
 #: Floating-point operations, by hand from the source: of a spline 220 in single precision, then a
 #: hyperbolic sine; with one site pair its Lennard-Jones and its rough Coulomb energy.
 FLOPS = {"spline": 250, "distance2": 32, "site_pair": 18, "screened": 45, "wave": 36, "line": 150}
-#: Of cards, in 10¹² s⁻¹, in single and double precision without tensor cores (data sheets).
-LIMITS = {"H100": (67.0, 34.0), "H200": (67.0, 34.0)}
-
-
-def started(
-    framework: Framework, settings: GCMCSettings, device: str, checkpoint: Path | None = None
-) -> tuple[engine.Run, float]:
-    """Chains at their start, or where a checkpoint has them; seconds for grids and tables."""
-    begun, guests = time.perf_counter(), make_guests(settings)
-    system = make_system(framework, settings, guests)
-    run = engine.Run([system], guests, [(0, settings)], device, checkpoint)
-    return run, time.perf_counter() - begun
+#: Of cards, in double precision without tensor cores, 10¹² s⁻¹ (data sheets).
+LIMITS_TFLOPS = {"H100": 34.0, "H200": 34.0}
 
 
 def measure(
     framework: Framework, settings: GCMCSettings, device: str, counts: dict | None = None
 ) -> dict:
     """Time of a move, and what it computes, unless that is known."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "chains.npz")
-        run, prepared = started(framework, settings, device)
-        while run.phase == 0:
-            run.step()
-        run.checkpoint = file
-        run._save()
-        run.checkpoint = None
-        before, begun = int(run.chains.moves.sum()), time.perf_counter()
-        while run.cycles_left:
-            run.step()
-        seconds, moves = time.perf_counter() - begun, int(run.chains.moves.sum()) - before
-        counts = counts or in_plain_python(framework, settings, file)
+    begun = time.perf_counter()
+    system, cdfs = prepare(framework, settings, device)
+    run = engine.Run([system], make_guests(settings), [(0, settings)], device, None, [cdfs])
+    prepared = time.perf_counter() - begun
+    while run.phase == 0:
+        run.step()
+    counts = counts or in_plain_python(system, settings, cdfs, run.chains)
+    before, begun = int(run.chains.moves.sum()), time.perf_counter()
+    while run.cycles_left:
+        run.step()
+    seconds, moves = time.perf_counter() - begun, int(run.chains.moves.sum()) - before
     [result] = run.results(0.0)
-    system, rate = run.systems[0], moves / seconds
-    flop = sum(FLOPS[name] * n for name, n in counts.items())
+    rate, flop = moves / seconds, sum(FLOPS[name] * n for name, n in counts.items())
     return {
         "name": framework.name, "charges": settings.charges, "pressure_Pa": settings.pressure,
         "chains": settings.replicas, "atoms": len(framework.species),
@@ -93,38 +82,18 @@ def measure(
     }  # fmt: skip
 
 
-def in_plain_python(framework: Framework, settings: GCMCSettings, checkpoint: Path) -> dict:
-    """What a move computes, by name, counted by `count` in a process without numba's compiler."""
-    job = checkpoint.with_name("job.npz")
-    charges = framework.charges if settings.charges == "cif" else np.zeros(len(framework.species))
-    np.savez(job, lattice=framework.lattice, species=framework.species,
-             frac=framework.frac_coords, charges=charges, name=framework.name,
-             pressure=settings.pressure, kind=settings.charges, replicas=settings.replicas,
-             equilibration=settings.equilibration, cycles=settings.cycles)  # fmt: skip
+def in_plain_python(*state) -> dict[str, float]:
+    """What :func:`count` gives, in a process without numba's compiler."""
     run = subprocess.run(
-        [sys.executable, __file__, "--count", str(job), str(checkpoint)], capture_output=True,
-        text=True, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=False)  # fmt: skip
-    if run.returncode:
-        raise RuntimeError(run.stderr)
+        [sys.executable, __file__, "--count"], input=pickle.dumps(state), stdout=subprocess.PIPE,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True)  # fmt: skip
     return json.loads(run.stdout)
 
 
-def count(job: Path, checkpoint: Path) -> dict[str, float]:
-    """Calls of the functions that compute, for a move of one chain, that with most molecules."""
-    with np.load(job) as file:
-        framework = Framework(file["lattice"], file["species"], file["frac"], file["charges"],
-                              str(file["name"]))  # fmt: skip
-        settings = replace(
-            SETTINGS, pressure=float(file["pressure"]), charges=str(file["kind"]),
-            replicas=int(file["replicas"]), equilibration=int(file["equilibration"]),
-            cycles=int(file["cycles"]))  # fmt: skip
-    # the grids' values do not matter to what is computed; those of one voxel are made quickly
-    guests = make_guests(settings)
-    system = make_system(framework, settings, guests)
-    system.grids.update(
-        dict.fromkeys(range(len(guests.types)), np.zeros(system.shape + 3, np.float32)))
-    uniform = np.arange(1, np.prod(system.voxels) + 1) / np.prod(system.voxels)
-    run = engine.Run([system], guests, [(0, settings)], "cpu", checkpoint, [[uniform]])
+def count(system: System, settings: GCMCSettings, cdfs: list, chains: Chains) -> dict[str, float]:
+    """Calls of the functions that compute, for a move of the chain with the median of molecules."""
+    run = engine.Run([system], make_guests(settings), [(0, settings)], "cpu", None, [cdfs])
+    tables = run.tables
     found: Counter[str] = Counter()
 
     def counted(name: str, number=lambda *_: 1, key: str | None = None) -> None:
@@ -136,17 +105,17 @@ def count(job: Path, checkpoint: Path) -> dict[str, float]:
 
         setattr(kernel, name, wrapper)
 
-    sites = run.tables.n_sites
     for name in ("spline", "distance2", "screened"):
         counted(name)
-    counted("pair_energy", lambda t, s, k, one, m, *_: int(sites[k] * sites[m]), "site_pair")
+    counted("pair_energy", lambda _, s, k, one, m, *rest: int(
+        tables.n_sites[k] * tables.n_sites[m]), "site_pair")  # fmt: skip
     counted("waves_change", lambda *_: len(system.coefficients), "wave")
-    counted("waves_change", lambda *_: int(run.tables.line_start[1]), "line")
-    chains = run.chains
-    cycles = max(1, COUNTED // int(chains.length[chains.order[0]]))
+    counted("waves_change", lambda *_: int(tables.line_start[1]), "line")
+    median, number = len(chains.n) // 2, len(chains.n)  # places in their order
+    cycles = max(1, COUNTED // int(chains.length[chains.order[median]]))
     before = int(chains.moves.sum())
     with np.errstate(over="ignore"):
-        kernel.advance(0, len(chains.n), 0, 1, run.tables, chains, 0, cycles, 0)
+        kernel.advance(median, number, 0, 1, tables, chains, 0, cycles, 0)
     moves = int(chains.moves.sum()) - before
     return {name: n / moves for name, n in found.items()}
 
@@ -178,10 +147,10 @@ def main(argv: list[str] | None = None) -> None:
                         " 0: as many as the compiler likes")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--count", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.count:
-        print(json.dumps(count(*options.count)))
+        print(json.dumps(count(*pickle.load(sys.stdin.buffer))))
         return
     kernel.REGISTERS = options.registers
     out = options.out or paths.results(f"gcmc/cost-{options.device}.json")
@@ -204,9 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append({"kind": kind, **measure(frameworks[code], settings, options.device, counts)})
         results.write(out.absolute(), {
             "device": device_name(options.device), "threads": os.cpu_count(), "flops": FLOPS,
-            "registers": options.registers,
-            "limits_tflops": next((list(v) for k, v in LIMITS.items()
-                                   if k in device_name(options.device)), None), "rows": rows,
+            "limits_tflops": LIMITS_TFLOPS, "registers": options.registers, "rows": rows,
         }, seed=SETTINGS.seed, wall_s=time.perf_counter() - begun,
             command=shlex.join(["python", "tools/bench_gcmc.py", *argv]))  # fmt: skip
 

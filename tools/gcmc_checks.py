@@ -487,9 +487,9 @@ def main() -> int:
                 pack = dict(file)
         else:
             pack = load(args.check, args.limit, args.names)
-        seconds = args.raspa_seconds or 480.0 * (not args.pack)
-        if args.check in WITH_RASPA and "quarters" not in pack and seconds:
-            pack = with_raspa(pack, SETTINGS[args.check], seconds, args.raspa_limit)
+        each = args.raspa_seconds or 480.0 * (not args.pack)
+        if args.check in WITH_RASPA and "quarters" not in pack and each:
+            pack = with_raspa(pack, SETTINGS[args.check], each, args.raspa_limit)
         if args.pack:
             np.savez_compressed(args.pack, **pack)
             print(f"{args.pack}: {len(pack['name'])} crystals")
