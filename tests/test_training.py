@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from summarize import summarize
+from summarize import main, summarize
 
 from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import APPLICATIONS, Fold, application
@@ -551,6 +551,15 @@ def test_runs_side_by_side_are_those_one_by_one(tmp_path):
         for a, b in zip(one["predictions"], other["predictions"], strict=True):
             assert a["name"] == b["name"]
             assert a["predicted"] == pytest.approx(b["predicted"], rel=1e-4)
+
+
+def test_summaries_of_what_is_not_there(tmp_path, monkeypatch, capsys):
+    assert main(["zeolite-n3"]) == 1
+    monkeypatch.setattr(paths, "results", lambda name="": tmp_path / name)
+    assert main(["zeolite-n2"]) == 1
+    errors = capsys.readouterr().err
+    assert "there is no such application" in errors
+    assert "run x3mat train zeolite-n2" in errors
 
 
 # ------------------------------------------------------------------------ committed results
