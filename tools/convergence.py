@@ -1,4 +1,4 @@
-"""How an application's error depends on the number of training crystals, radius, spacing, degree.
+"""How an application's error depends on training crystals, windows, degrees and the network.
 
 sizes   networks trained on random parts of the training set of fold 0, nested for each seed, with
         the application's hyper-parameters. A part is seen `epochs` times, but no training has
@@ -7,6 +7,10 @@ radii   networks with windows of several radii, trained briefly on a part of the
         for each seed. Errors are of the validation half.
 degrees the same with one radius and several largest degrees l_max of the features (m_max up to the
         application's): what do vectors and tensors buy?
+windows the same with several numbers of windows of a crystal in each step. Their mean stands for
+        that of all windows in the loss; its scatter, and the bias |mean − label| that follows, are
+        measured on the validation half.
+variants the same with other networks, see tools/variants.py: what does attention buy?
 steps   the application's trained networks of fold 0, with windows on finer and coarser grids.
         Errors are of the validation half. No network is trained: windows of training are drawn
         from all places.
@@ -18,39 +22,52 @@ examples:
   python tools/convergence.py mof-n2 sizes --device cuda --jobs 4
   python tools/convergence.py mof-n2 radii --seeds 0 1 --device cuda --jobs 4
   python tools/convergence.py mof-n2 degrees --device cuda --jobs 4
+  python tools/convergence.py qmof-gap variants --values usual uniform se3 window --device cuda
   python tools/convergence.py mof-n2 steps
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import variants
 from tqdm import tqdm
 
 from x3mat import results
 from x3mat.applications import application
-from x3mat.model import X3Mat, load_checkpoint, save_checkpoint
+from x3mat.model import X3Mat, X3MatConfig
 from x3mat.predict import load_model
 from x3mat.sampling import Windows, sample_windows
 from x3mat.screening import evaluate, for_each
-from x3mat.training import TrainConfig, crystals_of, train, train_config
+from x3mat.training import (
+    TrainConfig,
+    collate,
+    crystals_of,
+    predict_mean,
+    train,
+    train_config,
+)
 
-USUAL = {  # values: crystals, Å, Å, l_max
+USUAL = {  # values: crystals, Å, Å, l_max, windows, names
     "sizes": (100, 300, 1000, 2000), "radii": (3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
-    "steps": (1.0, 1.5, 2.0, 3.0, 4.0), "degrees": (0, 1, 2, 3, 4),
+    "steps": (1.0, 1.5, 2.0, 3.0, 4.0), "degrees": (0, 1, 2, 3, 4), "windows": (1, 2, 4, 8, 16),
+    "variants": ("usual", "uniform", "se3"),
 }  # fmt: skip
 LEAST_STEPS = 1500  # of a training on few crystals
-BRIEF = 1000, 20  # crystals and epochs of the trainings with several radii or degrees
+BRIEF = 1000, 20  # crystals and epochs of the trainings for all but sizes
+DRAWS = 4  # of windows of each crystal, whose means are compared with those of all windows
 COSTS = "seconds", "peak_gib", "epochs"  # what is kept of a training
 
 
@@ -59,7 +76,19 @@ def part(names: Sequence[str], seed: int, n: int) -> list[str]:
     return np.random.default_rng(seed).permutation(sorted(names))[:n].tolist()
 
 
-def plan(what: str, name: str, values: Sequence[float], seeds: Sequence[int],
+def changes(what: str, name: str, value: float | str) -> list[str]:
+    """The hyper-parameters that a value stands for."""
+    if what == "degrees":
+        m_max = min(int(value), train_config(application(name)).model.m_max)
+        return [f"model.l_max={int(value)}", f"model.m_max={m_max}"]
+    if what == "windows":
+        return [f"windows_per_crystal={int(value)}"]
+    if what == "variants":
+        return [f"model.encoding={value}"] * (value in ("window", "crystal"))
+    return [f"model.radius={value}"]
+
+
+def plan(what: str, name: str, values: Sequence[float | str], seeds: Sequence[int],
          brief: tuple[int, int]) -> list[tuple]:  # fmt: skip
     """(value, seed, number of crystals, hyper-parameters) of each training."""
     chosen, out = application(name), []
@@ -73,15 +102,15 @@ def plan(what: str, name: str, values: Sequence[float], seeds: Sequence[int],
                 )
                 out.append((value, seed, int(value), config))
             else:
-                changes = [f"seed={seed}", f"epochs={brief[1]}", f"model.radius={value}"]
-                if what == "degrees":
-                    m_max = min(int(value), train_config(chosen).model.m_max)
-                    changes[2:] = [f"model.l_max={int(value)}", f"model.m_max={m_max}"]
-                out.append((value, seed, brief[0], train_config(chosen, changes)))
+                usual = [f"seed={seed}", f"epochs={brief[1]}"]
+                config = train_config(chosen, [*usual, *changes(what, name, value)])
+                out.append((value, seed, brief[0], config))
     return out
 
 
-def trained(name: str, folder: Path, n: int, config: TrainConfig, device: str) -> dict:
+def trained(
+    name: str, folder: Path, variant: str, n: int, config: TrainConfig, device: str
+) -> dict:
     """Train on n crystals and keep the network; or read what is there."""
     file, chosen = folder / "model.pt", application(name)
     if not file.exists():
@@ -92,12 +121,22 @@ def trained(name: str, folder: Path, n: int, config: TrainConfig, device: str) -
                 for i, names in enumerate((learn, check))]  # fmt: skip
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        network = partial(variants.network, variant)
         result = train(config, *data, folder, device=device, progress=False,
-                       check_every=config.epochs)  # fmt: skip
+                       check_every=config.epochs, network=network)  # fmt: skip
         peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-        save_checkpoint(file, result.model, {"seconds": result.wall_s, "peak_gib": peak,
-                                             "epochs": config.epochs})  # fmt: skip
-    return {k: load_checkpoint(file)[1][k] for k in COSTS}
+        state = {"config": asdict(config.model), "state": result.model.cpu().state_dict()}
+        costs = {"seconds": result.wall_s, "peak_gib": peak, "epochs": config.epochs}
+        torch.save({**state, "variant": variant, "costs": costs}, file)
+    return torch.load(file, weights_only=True)["costs"]
+
+
+def read(file: Path, device: str) -> X3Mat:
+    """What :func:`trained` kept."""
+    kept = torch.load(file, weights_only=True)
+    model = variants.network(kept["variant"], X3MatConfig(**kept["config"]))
+    model.load_state_dict(kept["state"])
+    return model.to(device).eval()
 
 
 def _cut(name: str, radius: float, step: float, crystal: str) -> tuple[int, Windows]:
@@ -115,20 +154,35 @@ def predicted(models: Sequence[X3Mat], name: str, crystals: Sequence[str], step:
     return np.stack([y for _, y in found], 1), sum(n for n, _ in found)
 
 
-def kept(runs: Path, name: str, what: str, job: tuple) -> Path:
-    """Folder of a training's states."""
-    value, seed, n, config = job
-    if what != "sizes":  # others may be longer
-        what += f"-{n}-crystals-{config.epochs}-epochs"
-    return runs / "convergence" / name / what / f"{value:g}-seed{seed}"
+@torch.no_grad()
+def drawn(models: Sequence[X3Mat], name: str, crystals: Sequence[str], config: TrainConfig):
+    """Means over windows drawn as in training, (draws, models, crystals, outputs)."""
+    config = replace(config, noise=0.0, copies=0)
+    data = crystals_of(application(name), crystals, config, training=True)
+    device, found = models[0].shift.device, []
+    for draw in tqdm(range(DRAWS), f"{config.windows_per_crystal} windows"):
+        parts = []
+        for first in range(0, len(data), 8):
+            items = [data[draw, i] for i in range(first, min(first + 8, len(data)))]
+            batch = collate(items).to(device)
+            parts.append(torch.stack([predict_mean(m, batch, 10**5) for m in models]))
+        found.append(torch.cat(parts, 1).cpu().numpy())
+    return np.stack(found)
+
+
+def kept(runs: Path, name: str, variant: str, n: int, config: TrainConfig) -> Path:
+    """Folder of a training's states. What is trained for one question need not be for another."""
+    text = json.dumps([variant, n, asdict(config)])
+    return runs / "convergence" / name / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def train_all(args: argparse.Namespace, jobs: Sequence[tuple]) -> tuple[list[Path], list[dict]]:
     """Files of all networks, and what each training took."""
-    folders = [kept(args.runs, args.application, args.what, job) for job in jobs]
+    jobs = [(v if v in ("uniform", "se3") else "usual", *job) for v, _, *job in jobs]
+    folders = [kept(args.runs, args.application, *job) for job in jobs]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-        futures = [pool.submit(trained, args.application, folder, n, config, args.device)
-                   for folder, (_, _, n, config) in zip(folders, jobs, strict=True)]  # fmt: skip
+        futures = [pool.submit(trained, args.application, folder, *job, args.device)
+                   for folder, job in zip(folders, jobs, strict=True)]  # fmt: skip
         for future in tqdm(as_completed(futures), "trainings", len(futures)):
             future.result()
     return [folder / "model.pt" for folder in folders], [f.result() for f in futures]
@@ -141,12 +195,17 @@ def rows_of_trainings(args: argparse.Namespace, names: Sequence[str]) -> list[di
     rows = []  # networks of one radius read the same windows
     for group in [args.values] if args.what == "sizes" else [[v] for v in args.values]:
         here = [i for i, job in enumerate(jobs) if job[0] in group]
-        models = [load_checkpoint(files[i])[0].to(args.device) for i in here]
+        models = [read(files[i], args.device) for i in here]
         found, windows = predicted(models, args.application, names, models[0].config.step)
+        more = {}
+        if args.what in ("degrees", "variants"):
+            more["parameters"] = sum(p.numel() for p in models[0].parameters())
+        if args.what == "windows":
+            more["drawn"] = drawn(models, args.application, names, jobs[here[0]][3])
         for value in group:
             mine = [j for j, i in enumerate(here) if jobs[i][0] == value]
             rows.append({"value": value, "windows": windows, "found": found[mine],
-                         "n_train": jobs[here[mine[0]]][2],
+                         "n_train": jobs[here[mine[0]]][2], **more,
                          **{k: [costs[here[j]][k] for j in mine] for k in COSTS}})  # fmt: skip
     return rows
 
@@ -168,13 +227,18 @@ def rows_of_steps(args: argparse.Namespace, names: Sequence[str]) -> list[dict]:
 
 
 def with_errors(rows: Sequence[dict], labels: np.ndarray) -> list[dict]:
-    """Rows with errors in the place of what was found, (models, crystals, outputs)."""
+    """Rows with errors in the place of what was found, (models, crystals, outputs), and drawn."""
     out = []
     for row in rows:
         found, each = row["found"], np.abs(row["found"] - labels).mean((1, 2))
-        out.append({**{k: v for k, v in row.items() if k != "found"},
+        out.append({**{k: v for k, v in row.items() if k not in ("found", "drawn")},
                     "mae_of_each_seed": each, "mae": each.mean(),
                     "mae_of_mean_over_seeds": np.abs(found.mean(0) - labels).mean()})  # fmt: skip
+        if "drawn" in row:
+            scatter = np.sqrt(np.square(row["drawn"] - found).mean((0, 2, 3)))
+            out[-1] |= {"mae_of_drawn": np.abs(row["drawn"] - labels).mean(),
+                        "median_scatter": np.median(np.abs(row["drawn"] - found)),
+                        "rms_scatter": scatter.mean()}  # fmt: skip
     return out
 
 
@@ -185,17 +249,21 @@ def main() -> None:
     )
     parser.add_argument("application", help="as x3mat data list names it")
     parser.add_argument("what", choices=list(USUAL))
-    parser.add_argument("--values", type=float, nargs="+", help="instead of the usual ones")
+    parser.add_argument("--values", nargs="+", help="instead of the usual ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--brief", type=int, nargs=2, default=BRIEF,
-                        help="crystals and epochs for radii and degrees")  # fmt: skip
+                        help="crystals and epochs for all but sizes")  # fmt: skip
     parser.add_argument("--limit", type=int, help="of the crystals that are predicted")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
     args = parser.parse_args()
     start, chosen = time.perf_counter(), application(args.application)
-    args.values = args.values or list(USUAL[args.what])
+    args.values = list(args.values or USUAL[args.what])
+    if args.what != "variants":
+        args.values = [float(value) for value in args.values]
+    elif unknown := set(args.values) - set(variants.NAMES):
+        parser.error(f"{sorted(unknown)}: choose from {', '.join(variants.NAMES)}")
     half = int(args.what == "sizes")
     names = chosen.folds()[0].halves[half][: args.limit]
     labels = chosen.labels().loc[list(names), list(chosen.columns)].to_numpy(float)
@@ -210,7 +278,7 @@ def main() -> None:
         wall_s=time.perf_counter() - start,
     )  # fmt: skip
     for row in rows:
-        print(f"{row['value']:g}: {row['mae']:.4f} {chosen.unit}")
+        print(f"{row['value']}: {row['mae']:.4f} {chosen.unit}")
 
 
 if __name__ == "__main__":

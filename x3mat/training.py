@@ -431,11 +431,12 @@ class Batches:
 class Learner(L.LightningModule):
     """X(3)mat with loss, optimiser and data, for Lightning's Trainer."""
 
-    def __init__(self, config: TrainConfig, train: Crystals, validation: Crystals, jobs: int = 1):
+    def __init__(self, config: TrainConfig, train: Crystals, validation: Crystals, jobs: int = 1,
+                 network: Callable[[X3MatConfig], X3Mat] = X3Mat):
         super().__init__()
         self.config, self.jobs = config, jobs
         self.train_set, self.validation_set = train, validation
-        self.model = X3Mat(config.model)
+        self.model = network(config.model)
         self.average = [p.detach().clone() for p in self.model.parameters()]
         self.history: list[dict[str, float]] = []
         self._began = time.perf_counter()
@@ -571,7 +572,7 @@ class TrainResult:
 def train(
     config: TrainConfig, train_set: Crystals, validation_set: Crystals, folder: str | Path, *,
     device: str = "auto", devices: int | str = 1, check_every: int = 5, progress: bool = True,
-    jobs: int = 1, callbacks: Sequence[L.Callback] = (),
+    jobs: int = 1, callbacks: Sequence[L.Callback] = (), network: Callable[..., X3Mat] = X3Mat,
 ) -> TrainResult:
     """Train a model; resume if ``folder`` holds the checkpoint of an interrupted run.
 
@@ -587,6 +588,7 @@ def train(
     progress : bool; show a progress bar
     jobs : int; trainings that share the machine's processors
     callbacks : Lightning's, called in each epoch and step
+    network : makes an untrained network of its configuration
 
     Raises a DataError if windows and targets differ in number, or a target is not finite.
     """
@@ -600,7 +602,7 @@ def train(
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # of captured steps
         torch.manual_seed(config.seed)
-        learner = Learner(config, train_set, validation_set, jobs)
+        learner = Learner(config, train_set, validation_set, jobs, network)
         kept = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True,
                                enable_version_counter=False)
         hosts, start = 1, "spawn"
