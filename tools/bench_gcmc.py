@@ -46,6 +46,7 @@ from x3mat_gcmc.system import System, make_guests
 SETTINGS = GCMCSettings(equilibration=100, cycles=100, replicas=16, start="empty")
 ZEOLITES = ["ABW", "SOD", "CHA", "LTA", "MFI", "FAU", "TSC"]
 PRESSURES = [1e5, 1e6, 1e7, 1e8]
+KINDS = "atoms", "molecules", "chains"
 CHAINS = {"cpu": [1, 2, 4, 16, 64], "cuda": [1, 16, 64, 256, 512, 1024, 2048, 4096]}
 COUNTED = 300  # moves of one chain, counted in plain Python
 #: Floating-point operations, by hand from the source: of a spline 220 in single precision, then a
@@ -120,11 +121,11 @@ def count(system: System, settings: GCMCSettings, cdfs: list, chains: Chains) ->
     return {name: n / moves for name, n in found.items()}
 
 
-def plan(device: str, quick: bool) -> list[tuple[str, str, GCMCSettings]]:
+def plan(device: str, quick: bool, kinds: list[str]) -> list[tuple[str, str, GCMCSettings]]:
     """Kind of row, framework, settings."""
     base = replace(SETTINGS, replicas=4, equilibration=20, cycles=20) if quick else SETTINGS
     if device == "cuda" and not quick:
-        base = replace(base, replicas=1024, equilibration=50, cycles=50)
+        base = replace(base, replicas=1024, equilibration=40, cycles=10)
     rows = []
     for charges in ("none", "cif"):
         each = replace(base, charges=charges)
@@ -133,7 +134,7 @@ def plan(device: str, quick: bool) -> list[tuple[str, str, GCMCSettings]]:
                  for p in (PRESSURES[:1] if quick else PRESSURES)]  # fmt: skip
         rows += [("chains", "LTA", replace(each, replicas=n))
                  for n in (CHAINS[device][:2] if quick else CHAINS[device])]  # fmt: skip
-    return rows
+    return [row for row in rows if row[0] in kinds]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -145,6 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--registers", type=int, default=0, metavar="N",
                         help="of a GPU's thread at most, so that more chains run at a time;"
                         " 0: as many as the compiler likes")  # fmt: skip
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
@@ -160,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.device == "cuda":
         known = {(r["name"], r["charges"], r["pressure_Pa"]): r["per_move"]
                  for r in results.read("gcmc/cost-cpu.json")["rows"]}  # fmt: skip
-    for kind, code, settings in tqdm(plan(options.device, options.quick), unit="row"):
+    planned = plan(options.device, options.quick, options.kinds)
+    for kind, code, settings in tqdm(planned, unit="row"):
         if code not in frameworks:
             crystal = databases.iza(code)
             frameworks[code] = predicted(Framework(

@@ -9,6 +9,7 @@ dropped and recomputed in the backward pass: memory is bounded by the chunk, the
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import math
@@ -178,6 +179,7 @@ class Replayed:
     def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
         self.model, self.crystals, self.windows = model, crystals, windows
         self.captured: dict[tuple[int, ...], Callable] = {}
+        gc.collect()  # old graphs may not be deleted while one is captured
         pool = torch.cuda.graph_pool_handle()
         largest_first = sorted(examples, key=lambda b: -len(b.src))
         most = [6 * max(x) // 5 for x in zip(*map(self._least, largest_first), strict=True)]
@@ -587,8 +589,7 @@ def train(
     check_every : int; epochs between validations (with averaged weights)
     progress : bool; show a progress bar
     jobs : int; trainings that share the machine's processors
-    callbacks : Lightning's, called in each epoch and step
-    network : makes an untrained network of its configuration
+    callbacks, network : Lightning's, called in each epoch and step; makes the untrained network
 
     Raises a DataError if windows and targets differ in number, or a target is not finite.
     """
