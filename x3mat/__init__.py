@@ -8,8 +8,6 @@ from x3mat.sampling import Windows, sample_windows
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Crystal", "CrystalError", "DataError", "Ensemble", "ModelError", "Prediction", "SiteMap",
-    "Windows", "X3MatError", "crystal_from_arrays", "explain", "load_model", "predict",
-    "read_crystal", "sample_windows",
-]
+__all__ = ["Crystal", "CrystalError", "DataError", "Ensemble", "ModelError", "Prediction",
+           "SiteMap", "Windows", "X3MatError", "crystal_from_arrays", "explain", "load_model",
+           "predict", "read_crystal", "sample_windows"]

@@ -186,11 +186,9 @@ def crystal(source: str) -> Crystal:
 
 
 #: Of each database a function that lists its names, and one that gives the crystal of a name.
-DATABASES = {
-    "iza": (iza_codes, iza), "qmof": (lambda: _qmof_arrays()["index"], qmof),
-    **{f"core-mof:{s}": (partial(core_mof_names, s), partial(core_mof, subset=s))
-       for s in get_args(Subset)},
-}
+DATABASES = {"iza": (iza_codes, iza), "qmof": (lambda: _qmof_arrays()["index"], qmof)} | {
+    f"core-mof:{s}": (partial(core_mof_names, s), partial(core_mof, subset=s))
+    for s in get_args(Subset)}
 
 
 def _crystal_of(table: dict, name: str, species: str, frac_coords: str, symprec: float) -> Crystal:

@@ -539,8 +539,7 @@ class Mix(torch.autograd.Function):
         edges, c, grad = ctx.edges, grad.shape[1], grad.contiguous()
         sent, heard = grad.new_empty(2, ctx.nodes, c)
         for start, out, sender in ((edges.start_src, sent, True), (edges.start, heard, False)):
-            sum_kernel[(ctx.nodes,)](edges.by_src, start, grad, out, c, sender,
-                                     num_warps=_warps(c))
+            sum_kernel[(ctx.nodes,)](edges.by_src, start, grad, out, c, sender, num_warps=_warps(c))
         return grad, sent, heard, None
 
 

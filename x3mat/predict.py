@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "zeolite-n2"
 MAX_ATOMS = 1_000  # atoms of windows at a time: what the caches hold is twice as fast
 #: Quantities of ``about["domain"]`` with a range, as warnings call them.
-RANGES = {
-    "density": ("density", "g/cm3"),
-    "void_fraction": ("void fraction", ""),
-    "largest_cavity": ("largest cavity diameter", "Å"),
-}
+RANGES = {"density": ("density", "g/cm3"), "void_fraction": ("void fraction", ""),
+          "largest_cavity": ("largest cavity diameter", "Å")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +148,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
         raise ModelError(name_or_path, f"its outputs are {', '.join(columns)}",
                          f"Name one of them: {name}:{columns[0]}")
     return Ensemble(Path(name_or_path).name, tuple(m.to(device) for m, _ in loaded),
-                    tuple(about for _, about in loaded),
-                    columns.index(column) if column else 0)
+                    tuple(about for _, about in loaded), columns.index(column) if column else 0)
 
 
 def _checkpoints(path: Path) -> list[Path]:

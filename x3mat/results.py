@@ -22,10 +22,8 @@ import numpy as np
 from . import paths
 from .errors import DataError
 
-_PACKAGES = (
-    "x3mat", "numpy", "scipy", "torch", "e3nn", "lightning", "pymatgen", "spglib",
-    "ase", "zeose", "core-mof", "raspalib", "scikit-learn", "numba", "numba-cuda",
-)
+_PACKAGES = ("x3mat", "numpy", "scipy", "torch", "e3nn", "lightning", "pymatgen", "spglib", "ase",
+             "zeose", "core-mof", "raspalib", "scikit-learn", "numba", "numba-cuda")
 
 
 def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:

@@ -41,10 +41,8 @@ PART = 1_000  # crystals in a file, at most
 SECONDS = 30.0  # between files, at most
 #: Columns of the results, and what stands in them for a crystal that cannot be used; after them the
 #: value that each member k of the ensemble gives, ``y{k}`` (several, if it has several outputs).
-COLUMNS = {
-    "file": "", "name": "", "value": np.nan, "std": np.nan, "n_atoms": 0, "n_windows": 0,
-    "n_orbits": 0, "warnings": "", "error": "", "cause": "", "remedy": "", "model": "",
-}
+COLUMNS = {"file": "", "name": "", "value": np.nan, "std": np.nan, "n_atoms": 0, "n_windows": 0,
+           "n_orbits": 0, "warnings": "", "error": "", "cause": "", "remedy": "", "model": ""}
 
 
 def screen(
@@ -91,8 +89,7 @@ def screen(
             if not row["error"]:
                 k = ensemble.output
                 row |= {"value": y.mean(0)[k], "std": spread(y)[k]}
-            rows.append({**row, "model": model,
-                         **{f"y{k}": v for k, v in enumerate(y.flatten())}})
+            rows.append({**row, "model": model, **{f"y{k}": v for k, v in enumerate(y.flatten())}})
             bar.update()
             if len(rows) >= PART or time.monotonic() - written > SECONDS:
                 new.append(_write(out, rows))
