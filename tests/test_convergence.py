@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import convergence
 import numpy as np
 import pytest
+import torch
+import variants
 
+import x3mat
+import x3mat.databases
 from x3mat import paths, results
 from x3mat.applications import application
+from x3mat.model import X3Mat, X3MatConfig
 from x3mat.predict import load_model
 from x3mat.training import train_config
 
@@ -67,6 +72,83 @@ def test_plan_of_degrees_changes_them_alone():
         assert asdict(config) == asdict(usual) | {"seed": 0, "epochs": 2, "model": model}
 
 
+def test_plans_of_windows_and_variants_change_them_alone():
+    usual = asdict(train_config(application(NAME))) | {"seed": 0, "epochs": 2}
+    [(*_, config)] = convergence.plan("windows", NAME, [4.0], [0], (50, 2))
+    assert asdict(config) == usual | {"windows_per_crystal": 4}
+    jobs = convergence.plan("variants", NAME, ["usual", "uniform", "se3", "window"], [0], (50, 2))
+    *same, window = [asdict(config) for *_, config in jobs]
+    assert same == [usual] * 3
+    assert window == usual | {"model": usual["model"] | {"encoding": "window"}}
+
+
+def test_what_is_trained_is_not_trained_again(tmp_path):
+    config = train_config(application(NAME))
+    folder = convergence.kept(tmp_path, NAME, "usual", 50, config)
+    assert folder == convergence.kept(tmp_path, NAME, "usual", 50, replace(config))
+    others = [(("se3", 50, config)), ("usual", 51, config), ("usual", 50, replace(config, seed=1)),
+              ("usual", 50, replace(config, model=replace(config.model, radius=5.0)))]
+    assert len({folder, *(convergence.kept(tmp_path, NAME, *other) for other in others)}) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("variant", ["usual", "uniform", "se3"])
+def test_symmetry_of_variants(variant, dtype):
+    """All are invariant under rotations, without the sine half under reflections, too."""
+    torch.manual_seed(0)
+    config = X3MatConfig(channels=8, heads=2, layers=2, cutoff=3.0, radius=3.0)
+    model = variants.network(variant, config).to(dtype)
+    torch.nn.init.normal_(model.blocks[0].norm_attention.gamma, 1.0, 0.5)
+    model.degree[:] = 4.0
+    positions = torch.nn.functional.normalize(torch.randn(24, 3, dtype=dtype), dim=1)
+    positions = positions * 3.0 * torch.rand(24, 1, dtype=dtype) ** (1 / 3)
+    species, ptr = torch.randint(1, 20, (24,)), torch.tensor([0, 8, 24])
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    turn = (turn * turn.det().sign()).to(dtype)
+    order = torch.cat([torch.randperm(8), 8 + torch.randperm(16)])
+    with torch.no_grad():
+        y = model(positions, species, ptr)
+        turned, mirrored = (model(positions @ (sign * turn).T, species, ptr) for sign in (1, -1))
+        permuted = model(positions[order], species[order], ptr)
+    near = {torch.float32: 2e-4, torch.float64: 1e-10}[dtype] * y.abs().max()
+    assert (y[0] - y[1]).abs() > 100 * near
+    assert (turned - y).abs().max() < near
+    assert (permuted - y).abs().max() < near
+    assert ((mirrored - y).abs().max() < near) == (variant != "se3")
+
+
+def test_uniform_attention_weighs_by_distance_alone():
+    torch.manual_seed(0)
+    config = X3MatConfig(channels=8, heads=2, layers=1)
+    model = variants.network("uniform", config)
+    assert not any("logit" in name and "norm" not in name for name, _ in model.named_parameters())
+    usual = X3Mat(config)
+    state = usual.state_dict() | {k: torch.zeros_like(v) for k, v in usual.state_dict().items()
+                                  if k.endswith("attention.logit")}  # fmt: skip
+    usual.load_state_dict(state)
+    model.load_state_dict(state)
+    windows = x3mat.sample_windows(x3mat.databases.iza("SOD"))
+    assert torch.equal(model.contributions(windows), usual.contributions(windows))
+    usual.blocks[0].attention.logit.data += 1.0
+    assert not torch.allclose(model.contributions(windows), usual.contributions(windows))
+
+
+def test_sine_half_that_is_zero_changes_nothing():
+    torch.manual_seed(0)
+    config = X3MatConfig(channels=8, heads=2, layers=2)
+    model, usual = variants.network("se3", config), X3Mat(config)
+    missing, unexpected = model.load_state_dict(usual.state_dict(), strict=False)
+    assert missing
+    assert all(".sine." in name for name in missing)
+    assert not unexpected
+    for name, weight in model.named_parameters():
+        if ".sine." in name:
+            weight.data.zero_()
+    windows = x3mat.sample_windows(x3mat.databases.iza("SOD"))
+    expected = usual.contributions(windows)
+    assert torch.allclose(model.contributions(windows), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_shipped_networks_predict_what_is_recorded():
     models = load_model(NAME).members
     found, windows = convergence.predicted(models, NAME, SMALL, models[0].config.step)
@@ -76,6 +158,24 @@ def test_shipped_networks_predict_what_is_recorded():
         record = results.read(f"{NAME}/runs/fold0-seed{seed}.json")["predictions"]
         known = {row["name"]: row["predicted"] for row in record}
         assert of_seed.tolist() == [pytest.approx(known[name], rel=1e-3) for name in SMALL]
+
+
+def test_drawn_windows_scatter_around_all(monkeypatch):
+    models = load_model(NAME).members[:2]
+    every, _ = convergence.predicted(models, NAME, SMALL, models[0].config.step)
+    config = train_config(application(NAME))
+    monkeypatch.setattr(convergence, "DRAWS", 3)
+    few, many = (convergence.drawn(models, NAME, SMALL, replace(config, windows_per_crystal=n))
+                 for n in (1, 64))  # fmt: skip
+    assert few.shape == many.shape == (3, 2, 2, 1)
+    assert np.ptp(few, axis=0).min() > 0
+    label = every + 100.0
+    rows = [{"found": every, "drawn": drawn} for drawn in (few, many)]
+    one, more = convergence.with_errors(rows, label[0])
+    assert more["rms_scatter"] < 0.5 * one["rms_scatter"]
+    assert more["mae_of_drawn"] == pytest.approx(np.abs(many - label[0]).mean())
+    assert one["median_scatter"] == pytest.approx(np.median(np.abs(few - every)))
+    assert not {"found", "drawn"} & set(one)
 
 
 def test_errors_follow_from_what_was_found():
@@ -115,6 +215,96 @@ def test_a_tiny_training(tmp_path, monkeypatch):
     again = run(monkeypatch, tmp_path, *command)  # nothing is left to train
     assert file.stat().st_mtime_ns == written
     assert again["rows"] == record["rows"]
+
+
+def test_a_tiny_training_of_variants(tmp_path, monkeypatch):
+    monkeypatch.setattr(convergence, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
+    monkeypatch.setattr(convergence, "train_config", lambda chosen, changes=(): train_config(
+        chosen, [*changes, "model.channels=8", "windows_per_crystal=2"]))  # fmt: skip
+    shipped = results.read("qmof-gap/variants.json")
+    brief = ["--brief", "8", "1", "--seeds", "0", "--limit", "2", "--runs", str(tmp_path / "runs")]
+    command = ["variants", "--values", "usual", "se3", "window", *brief]
+    record = run(monkeypatch, tmp_path, *command)
+    assert all(set(row) == set(shipped["rows"][0]) for row in record["rows"])
+    usual, se3, window = record["rows"]
+    assert se3["parameters"] > usual["parameters"] == window["parameters"]
+    assert len({row["mae"] for row in record["rows"]}) == 3
+    trained = list((tmp_path / "runs").rglob("model.pt"))
+    assert len(trained) == 3
+    [of_degree] = run(monkeypatch, tmp_path, "degrees", "--values", "2", *brief)["rows"]
+    assert of_degree["mae"] == usual["mae"]  # the same network
+    assert set((tmp_path / "runs").rglob("model.pt")) == set(trained)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "variants", "--values", "none", *brief)
+
+
+def rows_of(name, what, key=float):
+    """Rows by value of a record, which the chapters name by their numbers."""
+    record = results.read(f"{name}/{what}.json")
+    assert (record["half"], record["n"]) == ("validation", 300)
+    for row in record["rows"]:
+        assert row["mae"] == pytest.approx(np.mean(row["mae_of_each_seed"]))
+    return {key(row["value"]): row for row in record["rows"]}
+
+
+def test_what_is_said_of_parts_of_the_network_for_gaps():
+    assert load_model("qmof-gap").members[0].config.radius == 8
+    records = {what: results.read(f"qmof-gap/{what}.json")
+               for what in ("radii", "degrees", "windows", "variants")}  # fmt: skip
+    for what, record in records.items():
+        assert record["seeds"] == ([0, 1, 2] if what == "variants" else [0, 1])
+        for row in record["rows"]:
+            assert (row["n_train"], set(row["epochs"])) == (2000, {20})
+    radii = rows_of("qmof-gap", "radii")
+    assert list(radii) == [3, 4, 5, 6, 8, 10]
+    means = [row["mae"] for row in radii.values()]
+    assert means[:5] == sorted(means[:5], reverse=True)
+    assert means[5] > means[4]
+    assert min(radii[3]["mae_of_each_seed"]) > max(radii[8]["mae_of_each_seed"])
+    for value in (4, 5, 6, 10):  # seed by seed none of the others is surely worse than 8 Å
+        worse = np.subtract(radii[value]["mae_of_each_seed"], radii[8]["mae_of_each_seed"])
+        assert worse.min() < max(np.ptp(row["mae_of_each_seed"]) for row in radii.values())
+    assert np.mean(radii[10]["seconds"]) < 0.7 * np.mean(radii[8]["seconds"])
+    degrees = rows_of("qmof-gap", "degrees")
+    assert list(degrees) == [1, 2, 4]
+    one, two, four = (degrees[value] for value in degrees)
+    assert np.less(two["mae_of_each_seed"], one["mae_of_each_seed"]).all()
+    assert 0 < two["mae"] - four["mae"] < np.ptp(two["mae_of_each_seed"])
+    assert 1.8 < np.mean(four["peak_gib"]) / np.mean(two["peak_gib"]) < 2.2
+    windows = rows_of("qmof-gap", "windows")
+    assert list(windows) == [1, 2, 4]
+    one, two, four = (windows[value] for value in windows)
+    assert two["mae"] < four["mae"] < one["mae"] < 1.06 * two["mae"]
+    for row in windows.values():
+        assert row["rms_scatter"] < row["mae"] / 3
+        assert 0.005 < (row["mae_of_drawn"] - row["mae"]) / row["mae"] < 0.015
+    usual, uniform, se3, window = rows_of("qmof-gap", "variants", str).values()
+    for worse in (uniform, se3):
+        assert np.less(usual["mae_of_each_seed"], worse["mae_of_each_seed"]).all()
+        assert 0.04 < worse["mae"] / usual["mae"] - 1 < 0.08
+    assert 100 < usual["parameters"] - uniform["parameters"] < 500
+    assert np.mean(uniform["seconds"]) == pytest.approx(np.mean(usual["seconds"]), rel=0.1)
+    apart = np.subtract(window["mae_of_each_seed"], usual["mae_of_each_seed"])
+    assert abs(apart.mean()) < apart.std(ddof=1) / 3**0.5
+    assert 1.8 < np.mean(window["peak_gib"]) / np.mean(usual["peak_gib"]) < 2.2
+    steps = rows_of("qmof-gap", "steps")
+    assert list(steps) == [1, 2, 3, 4, 6]
+    assert steps[6]["mae"] < 1.01 * steps[1]["mae"]
+    assert steps[2]["mae"] == pytest.approx(steps[1]["mae"], rel=1e-3)
+
+
+def test_what_is_said_of_windows_for_co2():
+    radii, steps = (rows_of("mof-co2n2", what) for what in ("radii", "steps"))
+    assert list(radii) == [4, 6, 8]
+    for value in (4, 8):
+        assert np.less(radii[6]["mae_of_each_seed"], radii[value]["mae_of_each_seed"]).all()
+    apart = max(np.ptp(row["mae_of_each_seed"]) for row in radii.values())
+    assert apart > np.ptp([row["mae"] for row in radii.values()])
+    assert {(row["n_train"], *row["epochs"]) for row in radii.values()} == {(1000, 20, 20)}
+    assert list(steps) == [1, 2, 3, 4, 6]
+    assert steps[2]["mae"] - steps[1]["mae"] < 0.1
+    assert f"{steps[3]['mae']:.1f}" == f"{steps[4]['mae']:.1f}"  # "at 3 and 4 Å it is"
+    assert steps[6]["mae"] > 1.1 * steps[1]["mae"]
 
 
 def test_what_is_said_of_sizes():

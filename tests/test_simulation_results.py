@@ -192,8 +192,33 @@ def test_what_is_said_of_the_cost_of_a_move():
     assert 2.5 < charged["flop_per_move"] / plain["flop_per_move"] < 4.5
     waves = sum(bench_gcmc.FLOPS[k] * charged["per_move"][k] for k in ("wave", "line"))
     assert 0.35 < waves / (charged["flop_per_move"] - plain["flop_per_move"]) < 0.45
-    rate = results.read("gcmc/raspa-n2-cuda.json")["moves_per_second"] * charged["flop_per_move"]
-    assert 150 < 1e12 * found["limits_tflops"]["H200"] / rate < 1000  # "hundreds of times"
+
+
+def test_what_is_said_of_the_cost_of_a_move_on_a_gpu():
+    found, cores = (results.read(f"gcmc/cost-{device}.json") for device in ("cuda", "cpu"))
+    assert found["device"] == "NVIDIA H200"
+    assert found["limits_tflops"]["H200"] == 34  # the chapter divides by it
+    chains = {c: {r["chains"]: r for r in found["rows"] if (r["kind"], r["charges"]) == (
+        "chains", c)} for c in ("none", "cif")}  # fmt: skip
+    for k, row in ((11, chains["none"][1]), (18, chains["none"][4096]),
+                   (37, chains["cif"][4096])):  # fmt: skip
+        assert found["rows"][k] == row
+    core = next(r for r in cores["rows"] if (r["kind"], r["charges"], r["chains"]) == (
+        "chains", "none", 1))  # fmt: skip
+    assert 3 < chains["none"][1]["us_per_move"] / core["us_per_move"] < 4
+    for of in chains.values():
+        rate = {n: row["moves_per_s"] for n, row in of.items()}
+        assert 180 < rate[256] / rate[1] < 220
+        assert rate[4096] < 1.2 * rate[512]
+        assert rate[512] > 1.15 * rate[256]
+        for row in of.values():
+            assert row["gflop_per_s"] == pytest.approx(
+                1e-9 * row["flop_per_move"] * row["moves_per_s"])
+    counted = {(r["name"], r["charges"], r["pressure_Pa"]): r["per_move"] for r in cores["rows"]}
+    for row in found["rows"]:
+        assert row["per_move"] == counted[row["name"], row["charges"], row["pressure_Pa"]]
+    several = results.read("gcmc/raspa-n2-cuda.json")["moves_per_second"]
+    assert several < 0.5 * chains["cif"][4096]["moves_per_s"]
 
 
 def test_raspa_may_simulate_the_first_crystals_only(monkeypatch):

@@ -1,4 +1,5 @@
-"""Pictures of the chapters: crystals, grids and windows in 3-D (py3Dmol) and flat (Matplotlib)."""
+"""Pictures of the chapters: crystals, grids and windows in 3-D (py3Dmol) and flat (Matplotlib);
+errors by the size of windows and by what a network is made of."""
 
 from __future__ import annotations
 
@@ -121,6 +122,48 @@ def plot_slice(ax, crystal: Crystal, field, height: float = 0.0, slab: float = 1
     ax.set_xlabel("Å")
     ax.spines[:].set_visible(False)
     return image
+
+
+def plot_convergence(axes, radii: dict, steps: dict) -> None:
+    """Errors by the radius of the windows and by the spacing of their grid, on two axes.
+
+    ``radii`` and ``steps`` are what tools/convergence.py writes.
+    """
+    first, second = axes
+    side = first.twinx(), second.twinx()
+    rows = radii["rows"]
+    values = [row["value"] for row in rows]
+    for seed, mae in zip(radii["seeds"], zip(*(r["mae_of_each_seed"] for r in rows), strict=True),
+                         strict=True):
+        first.plot(values, mae, "ox^"[seed], color="tab:blue", mfc="none", label=f"seed {seed}")
+    first.plot(values, [row["mae"] for row in rows], color="tab:blue", label="mean")
+    side[0].plot(values, [np.mean(row["seconds"]) for row in rows], "s:", color="tab:gray", ms=4)
+    first.set(xlabel="radius of the windows (Å)", ylabel=f"MAE ({radii['unit']})", ylim=(0, None))
+    side[0].set(ylabel=f"training, {radii['jobs']} side by side (s)", ylim=(0, None))
+    first.legend(loc="lower right", fontsize=8)
+    rows = steps["rows"]
+    values = [row["value"] for row in rows]
+    second.plot(values, [r["mae"] for r in rows], "o-", color="tab:blue", label="MAE")
+    second.plot(values, [r["mean_change_from_first"] for r in rows], "^-", color="tab:green",
+                label=f"change from {values[0]:g} Å")
+    side[1].semilogy(values, [r["windows"] / steps["n"] for r in rows], "s:", color="tab:gray",
+                     ms=4)
+    second.set(xlabel="spacing of the grid (Å)", ylabel=steps["unit"], ylim=(0, None))
+    side[1].set(ylabel="windows per crystal")
+    second.legend(loc="center right", fontsize=8)
+    for ax in side:
+        ax.yaxis.label.set_color("tab:gray")
+
+
+def plot_choices(ax, record: dict, labels: dict | None = None) -> None:
+    """Errors of tools/convergence.py's trainings: a mark for each seed, a bar for their mean."""
+    names = [(labels or {}).get(row["value"], f"{row['value']}") for row in record["rows"]]
+    for k, row in enumerate(record["rows"]):
+        ax.plot([k - 0.3, k + 0.3], [row["mae"]] * 2, color="tab:blue")
+        for seed, mae in zip(record["seeds"], row["mae_of_each_seed"], strict=True):
+            ax.plot(k, mae, "ox^"[seed], color="tab:blue", mfc="none",
+                    label=f"seed {seed}" if k == 0 else None)
+    ax.set_xticks(range(len(names)), names)
 
 
 def field_view(crystal: Crystal, surfaces, size: tuple[int, int] = SIZE):
