@@ -230,6 +230,31 @@ def test_replayed_steps_are_those_of_the_reference(windows, encoding):
     assert replayed(collate([data[i % 4] for i in range(9)]).to("cuda")) is None
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_trainings_one_after_the_other(windows, tmp_path):
+    """Graphs of the first are garbage when those of the second are captured."""
+    for k in range(2):
+        data = CrystalWindows(windows, TARGETS, SMALL.model)
+        run = train(replace(SMALL, epochs=1), data, data, tmp_path / str(k), device="cuda",
+                    progress=False)
+        assert len(run.history) == 1
+        del run
+
+
+def test_garbage_is_collected_before_graphs_are_captured(windows, monkeypatch):
+    """Without a GPU: in this order."""
+    calls = []
+    monkeypatch.setattr("x3mat.training.gc.collect", lambda: calls.append("collect"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: calls.append("pool"))
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables",
+                        lambda module, *_, **__: calls.append("capture") or module)
+    model = X3Mat(SMALL.model)
+    data = CrystalWindows(windows, TARGETS, SMALL.model)
+    Replayed(model, 2, 99, [collate([data[0], data[1]])])
+    assert calls[:2] == ["collect", "pool"]
+    assert set(calls[2:]) == {"capture"}
+
+
 def test_collated_prediction_is_the_weighted_mean_of_contributions(windows):
     model = X3Mat(SMALL.model)
     data = CrystalWindows(windows, TARGETS, SMALL.model)
