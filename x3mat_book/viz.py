@@ -138,8 +138,8 @@ def plot_convergence(axes, radii: dict, steps: dict) -> None:
         first.plot(values, mae, "ox^"[seed], color="tab:blue", mfc="none", label=f"seed {seed}")
     first.plot(values, [row["mae"] for row in rows], color="tab:blue", label="mean")
     side[0].plot(values, [np.mean(row["seconds"]) for row in rows], "s:", color="tab:gray", ms=4)
-    first.set(xlabel="radius of the windows (Å)", ylabel=f"MAE ({radii['unit']})", ylim=(0, None))
-    side[0].set(ylabel=f"training, {radii['jobs']} side by side (s)", ylim=(0, None))
+    first.set(xlabel="radius of the windows (Å)", ylabel=f"MAE ({radii['unit']})")
+    side[0].set(ylabel=f"training, {radii['jobs']} side by side (s)")
     first.legend(loc="lower right", fontsize=8)
     rows = steps["rows"]
     values = [row["value"] for row in rows]
@@ -148,9 +148,11 @@ def plot_convergence(axes, radii: dict, steps: dict) -> None:
                 label=f"change from {values[0]:g} Å")
     side[1].semilogy(values, [r["windows"] / steps["n"] for r in rows], "s:", color="tab:gray",
                      ms=4)
-    second.set(xlabel="spacing of the grid (Å)", ylabel=steps["unit"], ylim=(0, None))
+    second.set(xlabel="spacing of the grid (Å)", ylabel=steps["unit"])
     side[1].set(ylabel="windows per crystal")
     second.legend(loc="center right", fontsize=8)
+    for ax in (first, second, side[0]):
+        ax.set_ylim(0, 1.08 * max(line.get_ydata().max() for line in ax.lines))
     for ax in side:
         ax.yaxis.label.set_color("tab:gray")
 
