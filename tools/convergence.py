@@ -16,7 +16,7 @@ steps   the application's trained networks of fold 0, with windows on finer and 
         from all places.
 
 All windows of the grid are averaged. Trainings run side by side, resume after a kill, and what is
-finished is kept in the folder of runs. The result is data/results/APPLICATION/WHAT.json.
+finished is kept in the folder of runs. The result is data/results/APPLICATION/WHAT.json (or NAME).
 
 examples:
   python tools/convergence.py mof-n2 sizes --device cuda --jobs 4
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--brief", type=int, nargs=2, default=BRIEF,
                         help="crystals and epochs for all but sizes")  # fmt: skip
     parser.add_argument("--limit", type=int, help="of the crystals that are predicted")
+    parser.add_argument("--name", help="of the result, if another than that of the question")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
     args = parser.parse_args()
     start, chosen = time.perf_counter(), application(args.application)
@@ -270,7 +271,7 @@ def main() -> None:
     rows = (rows_of_steps if args.what == "steps" else rows_of_trainings)(args, names)
     rows = with_errors(rows, labels)
     results.write(
-        f"{args.application}/{args.what}.json",
+        f"{args.application}/{args.name or args.what}.json",
         {"application": args.application, "unit": chosen.unit, "jobs": args.jobs,
          "half": ["validation", "test"][half], "n": len(names), "device": args.device,
          "seeds": args.seeds if args.what != "steps" else None, "rows": rows},

@@ -789,7 +789,7 @@ def network(model, graph, geometry: tuple) -> Tensor:
     for layer in model.blocks[:-1]:
         x = block(model, layer, x, len(edges.element), edges, packed)
     x = block(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
-    return model.shift + model.scale * model.head(model.norm(x[0]))
+    return model.readout(x[0])
 
 
 def keeps(model, n_edges: int) -> bool:

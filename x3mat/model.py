@@ -583,7 +583,11 @@ class X3Mat(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
         x = self.blocks[-1](x, slice(n_windows), edges.first(n_probe), wigner[:n_probe])
-        return self.shift + self.scale * self.head(self.norm(x[:, 0]))
+        return self.readout(x[:, 0])
+
+    def readout(self, scalars: Tensor) -> Tensor:
+        """Contributions, (W, outputs), from the probes' scalars, (W, C)."""
+        return self.shift + self.scale * self.head(self.norm(scalars))
 
     def encode(self, geometry: tuple[Edges, Tensor]) -> list[Tensor]:
         """Features of shared atoms before each block, from a graph without windows."""
@@ -597,7 +601,7 @@ class X3Mat(nn.Module):
         x = self._embed(geometry[0], n_windows)[:n_windows]
         for block, encoded in zip(self.blocks, atoms, strict=True):
             x = block(torch.cat([x, encoded]), slice(n_windows), *geometry)
-        return self.shift + self.scale * self.head(self.norm(x[:, 0]))
+        return self.readout(x[:, 0])
 
     def _edges(self, graph: WindowGraph) -> Edges:
         """Edges from each atom to the probe of its window, then the pairs.

@@ -736,14 +736,12 @@ def train_fold(
         return {}
     folder = models or paths.data() / "models" / application.name
     folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "application": application.name, "property": application.property,
-        "unit": application.unit, "conditions": application.conditions,
-        "columns": list(application.columns), "fold": fold, "seed": config.seed,
-        "train": list(names[0]), "domain": _domain(application, names[0]),
-        "data_hash": hashlib.sha256(labels.to_csv().encode()).hexdigest(),
-        "training": asdict(config),
-    }
+    about = {"application": application.name, "property": application.property,
+             "unit": application.unit, "conditions": application.conditions,
+             "columns": list(application.columns), "fold": fold, "seed": config.seed,
+             "train": list(names[0]), "domain": _domain(application, names[0]),
+             "data_hash": hashlib.sha256(labels.to_csv().encode()).hexdigest(),
+             "training": asdict(config)}
     model = save_checkpoint(folder / f"{tag}.pt", result.model, about)
     rest = [*names[1], *names[2]]
     ensemble = Ensemble(application.name, (model.to(result.model.scale.device),), ({},))
@@ -759,12 +757,10 @@ def train_fold(
          **({"label": y.tolist()} if application.source is None else {})}
         for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))
     ]
-    record = {
-        "application": application.name, "fold": fold, "n_train": len(names[0]),
-        "rest_mae": float(np.abs(found - labels).mean()), "unit": application.unit,
-        "config": asdict(config), "device": device, "history": result.history,
-        "predictions": predictions,
-    }
+    record = {"application": application.name, "fold": fold, "n_train": len(names[0]),
+              "rest_mae": float(np.abs(found - labels).mean()), "unit": application.unit,
+              "config": asdict(config), "device": device, "history": result.history,
+              "predictions": predictions}
     path = (records or paths.results(application.name) / "runs") / f"{tag}.json"
     return results.read_json(results.write(
         path.absolute(), record, seed=config.seed, wall_s=result.wall_s,
