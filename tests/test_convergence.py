@@ -281,7 +281,8 @@ def test_what_is_said_of_parts_of_the_network_for_gaps():
     usual, uniform, se3, window = rows_of("qmof-gap", "variants", str).values()
     for worse in (uniform, se3):
         assert np.less(usual["mae_of_each_seed"], worse["mae_of_each_seed"]).all()
-        assert 0.04 < worse["mae"] / usual["mae"] - 1 < 0.08
+        assert 0.04 < worse["mae"] / usual["mae"] - 1 < 0.08  # "a twentieth"
+        assert np.ptp(worse["mae_of_each_seed"]) > 0.9 * (worse["mae"] - usual["mae"])
     assert 100 < usual["parameters"] - uniform["parameters"] < 500
     assert np.mean(uniform["seconds"]) == pytest.approx(np.mean(usual["seconds"]), rel=0.1)
     apart = np.subtract(window["mae_of_each_seed"], usual["mae_of_each_seed"])
