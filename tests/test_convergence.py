@@ -268,6 +268,11 @@ def test_what_is_said_of_parts_of_the_network_for_gaps():
     degrees = rows_of("qmof-gap", "degrees")
     assert list(degrees) == [1, 2, 4]
     one, two, four = (degrees[value] for value in degrees)
+    record = results.read("qmof-gap/degree-0.json")
+    [zero] = rows_of("qmof-gap", "degree-0").values()
+    assert (record["device"], record["seeds"], zero["value"]) == ("cpu", [0, 1], 0)
+    assert (zero["n_train"], set(zero["epochs"])) == (2000, {20})
+    assert np.less(one["mae_of_each_seed"], zero["mae_of_each_seed"]).all()
     assert np.less(two["mae_of_each_seed"], one["mae_of_each_seed"]).all()
     assert 0 < two["mae"] - four["mae"] < np.ptp(two["mae_of_each_seed"])
     assert 1.8 < np.mean(four["peak_gib"]) / np.mean(two["peak_gib"]) < 2.2
