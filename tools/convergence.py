@@ -8,9 +8,10 @@ radii   networks with windows of several radii, trained briefly on a part of the
 degrees the same with one radius and several largest degrees l_max of the features (m_max up to the
         application's): what do vectors and tensors buy?
 windows the same with several numbers of windows of a crystal in each step. Their mean stands for
-        that of all windows in the loss; its scatter, and the bias |mean − label| that follows, are
-        measured on the validation half.
-variants the same with other networks, see tools/variants.py: what does attention buy?
+        that of all windows in the loss: how far it scatters, and by how much |mean − label| is
+        larger, is measured on the validation half.
+variants
+        the same with other networks, see tools/variants.py: what does attention buy?
 steps   the application's trained networks of fold 0, with windows on finer and coarser grids.
         Errors are of the validation half. No network is trained: windows of training are drawn
         from all places.
