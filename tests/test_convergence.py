@@ -255,6 +255,8 @@ def test_what_is_said_of_parts_of_the_network_for_gaps():
         assert record["seeds"] == ([0, 1, 2] if what == "variants" else [0, 1])
         for row in record["rows"]:
             assert (row["n_train"], set(row["epochs"])) == (2000, {20})
+    [n_train] = results.read("qmof-gap/summary.json")["n_train"]
+    assert n_train / 7 < 2000 < n_train / 6
     radii = rows_of("qmof-gap", "radii")
     assert list(radii) == [3, 4, 5, 6, 8, 10]
     means = [row["mae"] for row in radii.values()]

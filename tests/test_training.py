@@ -115,7 +115,7 @@ def test_a_packed_batch_is_the_batch(windows, encoding):
 def test_devices_share_every_batch(of):
     each = [list(Batches(lambda: [5, 3, 1, 2, 4, 0, 6], 7, 3, rank, of, lambda i: i))
             for rank in range(of)]  # fmt: skip
-    assert all(len(parts) == len(Batches(list, 7, 3, 0, of)) == 3 for parts in each)
+    assert all(len(parts) == len(Batches(list, 7, 3, 0, of, float)) == 3 for parts in each)
     for k, whole in enumerate(([5, 3, 1], [2, 4, 0], [6])):
         parts = [parts[k] for parts in each]
         counted, rest = parts[: len(whole)], parts[len(whole) :]  # as Learner counts them

@@ -429,7 +429,7 @@ class Batches:
     size: int
     rank: int
     of: int
-    cost: Callable[[Any], float] = lambda item: 0.0
+    cost: Callable[[Any], float]  # of an item
 
     def __len__(self) -> int:
         return math.ceil(self.n / self.size)
@@ -603,7 +603,8 @@ def train(
     check_every : int; epochs between validations (with averaged weights)
     progress : bool; show a progress bar
     jobs : int; trainings that share the machine's processors
-    callbacks, network : Lightning's, called in each epoch and step; makes the untrained network
+    callbacks : Lightning's, called in each epoch and step
+    network : makes an untrained network of its configuration
 
     Raises a DataError if windows and targets differ in number, or a target is not finite.
     """
@@ -752,11 +753,9 @@ def train_fold(
                         f"see the column error in {tag_folder}")
     found = known.loc[rest, [f"y{k}" for k in range(config.model.outputs)]].to_numpy()
     labels = labels.loc[rest, list(application.columns)].to_numpy(float)
-    predictions = [
-        {"name": name, "half": int(i >= len(names[1])), "predicted": p.tolist(),
-         **({"label": y.tolist()} if application.source is None else {})}
-        for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))
-    ]
+    predictions = [{"name": name, "half": int(i >= len(names[1])), "predicted": p.tolist(),
+                    **({"label": y.tolist()} if application.source is None else {})}
+                   for i, (name, y, p) in enumerate(zip(rest, labels, found, strict=True))]
     record = {"application": application.name, "fold": fold, "n_train": len(names[0]),
               "rest_mae": float(np.abs(found - labels).mean()), "unit": application.unit,
               "config": asdict(config), "device": device, "history": result.history,

@@ -157,15 +157,17 @@ def plot_convergence(axes, radii: dict, steps: dict) -> None:
         ax.yaxis.label.set_color("tab:gray")
 
 
-def plot_choices(ax, record: dict, labels: dict | None = None) -> None:
-    """Errors of tools/convergence.py's trainings: a mark for each seed, a bar for their mean."""
-    names = [(labels or {}).get(row["value"], f"{row['value']}") for row in record["rows"]]
+def plot_choices(ax, record: dict, labels: dict) -> None:
+    """Errors of tools/convergence.py's trainings: a mark for each seed, a bar for their mean.
+
+    ``labels`` has a name for each value.
+    """
     for k, row in enumerate(record["rows"]):
         ax.plot([k - 0.3, k + 0.3], [row["mae"]] * 2, color="tab:blue")
         for seed, mae in zip(record["seeds"], row["mae_of_each_seed"], strict=True):
             ax.plot(k, mae, "ox^"[seed], color="tab:blue", mfc="none",
                     label=f"seed {seed}" if k == 0 else None)
-    ax.set_xticks(range(len(names)), names)
+    ax.set_xticks(range(len(record["rows"])), [labels[row["value"]] for row in record["rows"]])
 
 
 def field_view(crystal: Crystal, surfaces, size: tuple[int, int] = SIZE):
