@@ -15,13 +15,12 @@ pytest.importorskip("optuna", reason="the search needs Optuna")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import tune
 
-SMALL = {"model.layers": [1], "model.l_max": [0, 1], "model.channels": [8],
-         "model.cutoff": [2.0], "windows_per_crystal": [1], "crystals_per_step": [4],
-         "learning_rate": [1e-3, 2e-3]}  # fmt: skip
+SMALL = ["model.layers=1", "model.l_max=0,1", "model.channels=8", "model.cutoff=2.0",
+         "windows_per_crystal=1", "crystals_per_step=4", "learning_rate=1e-3,2e-3"]  # fmt: skip
 
 
 def test_first_trials_change_one_thing_at_a_time():
-    trials = tune.first_trials("zeolite-n2")
+    trials = tune.first_trials("zeolite-n2", tune.SPACE)
     assert trials[0] == trials[1]
     for trial in trials[2:]:
         assert sum(trial[key] != trials[0][key] for key in trial) == 1
@@ -30,24 +29,33 @@ def test_first_trials_change_one_thing_at_a_time():
 
 
 def test_search_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "SPACE", SMALL)
     monkeypatch.setattr(paths, "results", lambda name="": tmp_path / "results" / name)
     monkeypatch.setattr(tune, "run", lambda jobs, threads: [tune.search(*job) for job in jobs])
     counts = []
     for trials in ("2", "4"):
         monkeypatch.setattr(sys, "argv", ["tune.py", "zeolite-n2", "--trials", trials, "--limit",
-                                          "5", "--epochs", "1", "--runs", str(tmp_path)])
+                                          "5", "--epochs", "1", "--runs", str(tmp_path),
+                                          "--vary", *SMALL])
         tune.main()
         found = results.read_json(tmp_path / "results" / "zeolite-n2" / "tuning.json")
         counts.append(len(found["trials"]))
         assert all(row["val_mae"] > 0 and row["parameters"] > 0 for row in found["trials"])
+        assert {(row["model.cutoff"], row["model.channels"]) for row in found["trials"]} == {(2, 8)}
     assert counts == [2, 4]
+
+
+@pytest.mark.parametrize("what", ["model.depth=1,2", "model.layers=", "model.layers=a", "layers"])
+def test_unknown_hyper_parameters_are_refused(what, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tune.py", "zeolite-n2", "--vary", what])
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert what in capsys.readouterr().err
 
 
 def test_what_is_said_of_the_search():
     """Chapter 9 reads single trials by their place."""
     record, known = results.read("mof-n2/tuning.json"), application("mof-n2").hyper_parameters
-    trials, first = record["trials"], tune.first_trials("mof-n2")
+    trials, first = record["trials"], tune.first_trials("mof-n2", tune.SPACE)
     keys = list(tune.SPACE)
     assert [{k: t[k] for k in keys} for t in trials[:2]] == first[:2]
     assert first[0]["windows_per_crystal"] == known["windows_per_crystal"] == 8

@@ -11,7 +11,6 @@ data/results/APPLICATION/tuning.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -19,6 +18,7 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,11 +30,12 @@ from optuna.storages.journal import JournalFileBackend
 
 from x3mat import results
 from x3mat.applications import application
-from x3mat.training import crystals_of, train, train_config
+from x3mat.training import TrainConfig, crystals_of, train, train_config
 
 EXAMPLES = """examples:
   python tools/tune.py zeolite-n2 --trials 20 --epochs 10
   X3MAT_DATA=folder python tools/tune.py qmof-gap --limit 4000 --device cuda --jobs 3
+  python tools/tune.py mof-n2 --vary model.layers=1,2,3 weight_decay=0.01,0.1
 """
 WAITING = optuna.trial.TrialState.WAITING
 SPACE = {
@@ -48,16 +49,31 @@ SPACE = {
 }
 
 
-def first_trials(name: str) -> list[dict]:
+def varied(text: str) -> tuple[str, list]:
+    """A hyper-parameter and its values, from "model.layers=1,2,3"."""
+    key, _, values = text.partition("=")
+    known = asdict(TrainConfig())
+    known |= {f"model.{name}": value for name, value in known.pop("model").items()}
+    if key not in known:
+        raise argparse.ArgumentTypeError(f"{text}: vary some of {', '.join(sorted(known))}")
+    try:
+        found = [type(known[key])(value) for value in values.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return key, found
+
+
+def first_trials(name: str, space: dict[str, list]) -> list[dict]:
     """The application's hyper-parameters, twice, and those with one of them changed."""
-    known = json.loads(json.dumps(application(name).hyper_parameters))
-    base = {key: known["model"][key[6:]] if "." in key else known[key] for key in SPACE}
-    base = {key: min(SPACE[key], key=lambda x, v=value: abs(x - v)) for key, value in base.items()}
-    changed = [{**base, key: value} for key, values in SPACE.items() for value in values]
+    known = asdict(train_config(application(name)))
+    base = {key: known["model"][key[6:]] if "." in key else known[key] for key in space}
+    base = {key: min(space[key], key=lambda x, v=value: abs(x - v)) for key, value in base.items()}
+    changed = [{**base, key: value} for key, values in space.items() for value in values]
     return [base, base, *(trial for trial in changed if trial != base)]
 
 
-def search(name: str, journal: str, seconds: float, trials: int, seed: int, options: dict) -> None:
+def search(name: str, journal: str, seconds: float, trials: int, space: dict[str, list], seed: int,
+           options: dict) -> None:  # fmt: skip
     """Run trials of the study in ``journal`` until there are ``trials`` or ``seconds`` passed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -68,7 +84,7 @@ def search(name: str, journal: str, seconds: float, trials: int, seed: int, opti
 
     def objective(trial: optuna.Trial) -> float:
         found = error_of(name, trial.number,
-                         {key: trial.suggest_categorical(key, v) for key, v in SPACE.items()},
+                         {key: trial.suggest_categorical(key, v) for key, v in space.items()},
                          **options)
         for key, value in found.items():
             trial.set_user_attr(key, value)
@@ -88,8 +104,9 @@ def error_of(name: str, seed: int, params: dict, *, epochs: int, limit: int, dev
     """Error on the validation set after a brief training, and its cost."""
     chosen = application(name)
     changes = [f"{key}={value}" for key, value in params.items()]
-    config = train_config(chosen, [*changes, f"model.m_max={min(2, params['model.l_max'])}",
-                                   f"epochs={epochs}", f"seed={seed}", "max_atoms=0"])
+    if "model.l_max" in params:
+        changes.append(f"model.m_max={min(2, params['model.l_max'])}")
+    config = train_config(chosen, [*changes, f"epochs={epochs}", f"seed={seed}", "max_atoms=0"])
     split, rng = chosen.folds()[0], np.random.default_rng(0)
     names = [rng.permutation(part)[:n].tolist()
              for part, n in ((split.train, limit), (split.halves[0], max(limit // 5, 8)))]
@@ -124,9 +141,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=4000, help="crystals that a trial learns from")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="trials side by side")
+    parser.add_argument("--vary", type=varied, nargs="+", metavar="KEY=VALUE,VALUE,...",
+                        help="hyper-parameters to search, instead of the usual ones")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the journal")
     args = parser.parse_args()
-    start, name = time.perf_counter(), args.application
+    start, name, space = time.perf_counter(), args.application, dict(args.vary or SPACE)
     options = {"epochs": args.epochs, "limit": args.limit, "device": args.device}
     journal = args.runs / name / "tuning.log"
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +153,10 @@ def main() -> None:
     study = optuna.create_study(study_name=name, load_if_exists=True, direction="minimize",
                                 storage=JournalStorage(JournalFileBackend(str(journal))))
     if not study.get_trials(deepcopy=False):
-        for params in first_trials(name):
+        for params in first_trials(name, space):
             study.enqueue_trial(params)
-    jobs = [(name, str(journal), args.seconds, args.trials, k, options) for k in range(args.jobs)]
+    jobs = [(name, str(journal), args.seconds, args.trials, space, k, options)
+            for k in range(args.jobs)]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     run(jobs, threads)
     done = [t for t in study.get_trials() if t.state == optuna.trial.TrialState.COMPLETE]
