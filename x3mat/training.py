@@ -25,7 +25,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
@@ -324,10 +324,6 @@ class CrystalWindows(Dataset):
         share = windows.weights / windows.n_windows
         return Item(windows, self.pairs[i], share, self.targets[i])
 
-    def cost(self, i: int) -> float:
-        """Pairs that item i has."""
-        return len(self.pairs[i].src)
-
 
 @dataclass(eq=False, repr=False)
 class DrawnWindows(Dataset):
@@ -376,11 +372,6 @@ class DrawnWindows(Dataset):
         pairs = pairs or find_pairs.__wrapped__(windows, self.config)  # never asked for again
         return Item(windows, pairs, np.full(len(k), 1 / len(k)), self.targets[i])
 
-    def cost(self, item: int | tuple[int, int]) -> float:
-        """About as many pairs as the item has, in proportion."""
-        crystal, pairs = self.known[item[1] if isinstance(item, tuple) else item]
-        return len(pairs.src) if pairs else crystal.n_atoms / crystal.volume
-
 
 def collate(items: Sequence[Item]) -> Batch:
     """Join the items of :class:`CrystalWindows` or :class:`DrawnWindows`."""
@@ -421,27 +412,22 @@ Crystals = CrystalWindows | DrawnWindows
 
 @dataclass(frozen=True)
 class Batches:
-    """This device's items of each batch, or where none is left the first, which :class:`Learner`
-    does not count. Several devices are dealt items of about the same cost, to and fro."""
+    """This device's items of each batch: every ``of``-th, or where none is left the first, which
+    :class:`Learner` does not count."""
 
     order: Callable[[], Sequence]  # of all n, asked for at the beginning of each epoch
     n: int
     size: int
     rank: int
     of: int
-    cost: Callable[[Any], float]  # of an item
 
     def __len__(self) -> int:
         return math.ceil(self.n / self.size)
 
     def __iter__(self) -> Iterator[Sequence]:
-        order, turn = self.order(), 2 * self.of
+        order = self.order()
         for k in range(0, self.n, self.size):
-            batch = list(order[k : k + self.size])
-            if self.of > 1:  # else all, in the order as it is
-                batch.sort(key=self.cost)
-                batch = batch[self.rank :: turn] + batch[turn - 1 - self.rank :: turn]
-            yield batch or [order[k]]
+            yield order[k : k + self.size][self.rank :: self.of] or [order[k]]
 
 
 class Learner(L.LightningModule):
@@ -476,7 +462,7 @@ class Learner(L.LightningModule):
     def _loader(self, data: Crystals, order: Callable[[], Sequence], kept=False) -> DataLoader:
         """Batches of ``data``, made by processes that are kept from epoch to epoch or not."""
         batches = Batches(order, len(data), self.config.crystals_per_step, self.global_rank,
-                          self.trainer.world_size, data.cost)
+                          self.trainer.world_size)
         work = isinstance(data, DrawnWindows)
         options = processes(len(data) * work, self.jobs * self.trainer.num_devices)
         return DataLoader(data, batch_sampler=batches, persistent_workers=kept and bool(options),
