@@ -289,10 +289,17 @@ def screened(alpha, r2):
 
 
 @scalar
+def system_of(tables, chains, c):
+    """System of a chain, unsigned as all that many arrays are indexed with: whether an index counts
+    from the end takes CUDA longer to find out than to load a number."""
+    return np.uint64(tables.system[chains.state[c]])
+
+
+@scalar
 def host_lj(tables, s, t, x, y, z):
     """Lennard-Jones energy (K) of a site of type t with all framework atoms within the cutoff."""
     atoms, total = tables.atoms, 0.0
-    for i in range(tables.atom_start[s], tables.atom_start[s + 1]):
+    for i in range(tables.atom_start[s], tables.atom_start[s + _BIT]):
         r2 = distance2(tables.cell, s, x - atoms[i, 0], y - atoms[i, 1], z - atoms[i, 2])
         if r2 < tables.cutoff * tables.cutoff:
             total += lennard_jones(tables.host_lj, tables.atom_type[i], t, r2)
@@ -303,7 +310,7 @@ def host_lj(tables, s, t, x, y, z):
 def host_coulomb(tables, s, x, y, z):
     """Real-space part of the framework's Ewald potential, K per elementary charge."""
     atoms, total = tables.atoms, 0.0
-    for i in range(tables.atom_start[s], tables.atom_start[s + 1]):
+    for i in range(tables.atom_start[s], tables.atom_start[s + _BIT]):
         r2 = distance2(tables.cell, s, x - atoms[i, 0], y - atoms[i, 1], z - atoms[i, 2])
         if r2 < tables.host_cutoff * tables.host_cutoff:
             total += tables.atom_charge[i] * screened(tables.host_alpha, r2)
@@ -315,7 +322,7 @@ def host_waves(tables, s, x, y, z):
     """Reciprocal part of the framework's Ewald potential, K per elementary charge."""
     x, y, z = x * tables.replicas[s, 0], y * tables.replicas[s, 1], z * tables.replicas[s, 2]
     total = 0.0
-    for w in range(tables.wave_start[s], tables.wave_start[s + 1]):
+    for w in range(tables.wave_start[s], tables.wave_start[s + _BIT]):
         phase = tables.waves[w, 0] * x + tables.waves[w, 1] * y + tables.waves[w, 2] * z
         total += tables.waves[w, 3] * math.cos(phase) + tables.waves[w, 4] * math.sin(phase)
     return total
@@ -453,13 +460,13 @@ def waves_change(tables, chains, c, k, pose, sign, side, lane, lanes):
     sum c D (2 S + D). S is that on the given side of `Chains.structure`; S + D is kept on the side
     that is not the present one. A lane has the same waves always.
     """
-    s, lines, structure, total = tables.system[chains.state[c]], tables.lines, chains.structure, 0.0
+    s, lines, structure, total = system_of(tables, chains, c), tables.lines, chains.structure, 0.0
     here, there = chains.structure_start[c], tables.coefficient_start[s]
     other, axis = 1 - chains.side[c], tables.line_axis[s]
     p, q, r = tables.site_charge[k, 0], tables.site_charge[k, 1], tables.site_charge[k, 2]
     p, q, r = sign * p, sign * q, sign * r
     step = phases(tables, k, pose, 1.0 * (axis == 0), 1.0 * (axis == 1), 1.0 * (axis == 2))
-    for line in range(tables.line_start[s] + lane, tables.line_start[s + 1], lanes):
+    for line in range(tables.line_start[s] + lane, tables.line_start[s + _BIT], lanes):
         wave = phases(tables, k, pose, lines[line, 0], lines[line, 1], lines[line, 2])
         wave = p * wave[0], p * wave[1], q * wave[2], q * wave[3], r * wave[4], r * wave[5]
         last, place = before(wave, step), lines[line, 4]
@@ -488,7 +495,7 @@ def guests_energy(tables, chains, c, k, pose, skip, first, stride, limit, roughl
 
     BIG if it overlaps with one. For `roughly` see `pair_energy`.
     """
-    s, most, total = tables.system[chains.state[c]], OVERLAP / chains.beta[c], 0.0
+    s, most, total = system_of(tables, chains, c), OVERLAP / chains.beta[c], 0.0
     for j in range(first, chains.n[c], stride):
         r2 = distance2(
             tables.cell, s, pose[0] - chains.molecule[c, 0, j],
@@ -561,48 +568,51 @@ def find_free(tables, chains, c, s, skip, lane, lanes):
 
 
 @scalar
-def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
-    """Energy (K) of a molecule with all but molecule `skip`, roughly (see `pair_energy`).
-
-    BIG if it overlaps. Without charges the energy is not rough.
-    """
-    s = tables.system[chains.state[c]]
-    total = host_energy(tables, s, k, pose)
-    if total * chains.beta[c] > OVERLAP:
-        return BIG
-    chains.scratch[c, lane] = guests_energy(
-        tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG), True)
+def shared(chains, c, share, lane, lanes):
+    """Sum of the lanes' shares."""
+    chains.scratch[c, lane] = share
     barrier()
+    total = 0.0
     for i in range(lanes):
         total += chains.scratch[c, i]
     barrier()
-    if total * chains.beta[c] > OVERLAP:
-        return BIG
-    return total + tail_energy(tables, chains, s, c, k, skip)
+    return total
 
 
 @scalar
-def energy_change(tables, chains, c, arrives, m, new, skip, k, old, lane, lanes):
-    """Change of the energy (K) when a molecule of species m comes, if one `arrives`, and molecule
-    `skip`, if that is not -1, of species k with the pose `old` goes; BIG where one overlaps."""
-    s, side, total, share = tables.system[chains.state[c]], chains.side[c], 0.0, 0.0
+def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
+    """Energy (K) of a molecule with all but molecule `skip`, and of it the guests' part, which is
+    rough (see `pair_energy`); without charges it is not.
+
+    BIG if it overlaps.
+    """
+    s = system_of(tables, chains, c)
+    energy = host_energy(tables, s, k, pose)
+    if energy * chains.beta[c] > OVERLAP:
+        return BIG, 0.0
+    guests = shared(chains, c, guests_energy(
+        tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG), True), lane, lanes)
+    energy += guests
+    if energy * chains.beta[c] > OVERLAP:
+        return BIG, 0.0
+    return energy + tail_energy(tables, chains, s, c, k, skip), guests
+
+
+@scalar
+def guests_change(tables, chains, c, arrives, m, new, skip, k, old, lane, lanes):
+    """Change of the guests' part of the energy (K), exactly, when a molecule of species m comes, if
+    one `arrives`, and molecule `skip`, if that is not -1, of species k with the pose `old` goes;
+    BIG or more where one overlaps."""
+    s, side, total, share = system_of(tables, chains, c), chains.side[c], 0.0, 0.0
     for leaves in range(2):
         if skip >= 0 if leaves else arrives:
             species, pose, sign = (k, old, -1.0) if leaves else (m, new, 1.0)
-            energy = host_energy(tables, s, species, pose) + tables.own[s, species]
-            total += sign * (energy + tail_energy(tables, chains, s, c, species, skip))
+            total += sign * tables.own[s, species]
             share += sign * guests_energy(
                 tables, chains, c, species, pose, skip, lane, lanes, math.sqrt(BIG), False)
-            if is_charged(tables):
-                share += waves_change(
-                    tables, chains, c, species, pose, sign, side, lane, lanes)
-                side = 1 - chains.side[c]
-    chains.scratch[c, lane] = share
-    barrier()
-    for i in range(lanes):
-        total += chains.scratch[c, i]
-    barrier()
-    return lesser(total, BIG)
+            share += waves_change(tables, chains, c, species, pose, sign, side, lane, lanes)
+            side = 1 - chains.side[c]
+    return total + shared(chains, c, share, lane, lanes)
 
 
 # ------------------------------------------------------------------------------ proposals
@@ -625,10 +635,10 @@ def turned(tables, s, pose, size, u, v):
 
     Isotropic and hence symmetric. A negative size stands for a new random axis.
     """
-    z, angle = 2.0 * u - 1.0, 2.0 * math.pi * v
+    z, cell = 2.0 * u - 1.0, tables.cell
     r = math.sqrt(1.0 - z * z)
-    x, y = r * math.cos(angle), r * math.sin(angle)
-    cell = tables.cell
+    x, y = phase(v)
+    x, y = r * x, r * y
     if size > 0.0:
         a, b, c = pose[3], pose[4], pose[5]
         x = size * x + a * cell[s, 0, 0] + b * cell[s, 1, 0] + c * cell[s, 2, 0]
@@ -703,15 +713,15 @@ def trial(tables, s, start, k, pose, kind, kept, base, i):
 
 @scalar
 def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
-    """One of the trials for a molecule of species k, and ln(W / w b) + its -U / k_B T.
+    """One of the trials for a molecule of species k, and ln(W / w b).
 
     Trial i has the weight w = exp(-V / k_B T) / b, with V its rough energy with the framework and
     with molecules near by, b its `bias`; W is the mean weight, and one trial is chosen in
     proportion to w. If `kept`, the first trial is `pose` itself, and chosen. The second value is
-    -BIG where all trials overlap; the third is the rough energy U of the chosen one.
+    -BIG where all trials overlap.
     """
     p = chains.state[c]
-    s, beta, start = tables.system[p], chains.beta[c], tables.cdf_start[p, k]
+    s, beta, start = np.uint64(tables.system[p]), chains.beta[c], tables.cdf_start[p, k]
     places, trials = chains.places, tables.trials
     for i in range(lane, trials, lanes):
         place, b = trial(tables, s, start, k, pose, kind, kept, base, i)
@@ -750,12 +760,7 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
         i += 1
     weight, pose, b = chains.scratch[c, i], place_of(chains, c, i), places[c, i, 6]
     barrier()
-    if weight <= 0.0:
-        return pose, -BIG, 0.0
-    energy = molecule_energy(tables, chains, c, k, pose, skip, lane, lanes)
-    if energy >= BIG:
-        return pose, -BIG, 0.0
-    return pose, math.log(total / (trials * weight * b)) - beta * energy, energy
+    return pose, math.log(total / (trials * weight * b)) if weight > 0.0 else -BIG
 
 
 @scalar
@@ -809,7 +814,7 @@ def move(tables, chains, c, row, lane, lanes):
     averaged from rough energies, too, plus the mean difference in one of SELDOM insertions.
     """
     p = chains.state[c]
-    s, beta, species, n = tables.system[p], chains.beta[c], tables.n_sites.size, chains.n[c]
+    s, beta, species, n = np.uint64(tables.system[p]), chains.beta[c], tables.n_sites.size, chains.n[c]
     base = mixed(chains.key[c] + np.uint64(chains.moves[c]) * _GAMMA)
     u, kind = uniform(base, 0), TRANSLATION
     while kind < IDENTITY and u >= tables.moves[kind]:
@@ -838,7 +843,7 @@ def move(tables, chains, c, row, lane, lanes):
     pose = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     if old >= 0:
         pose = pose_of(chains, c, old)
-    place, log_ratio, change = pose, 0.0, 0.0
+    place, log_ratio, change, roughly, weight = pose, 0.0, 0.0, 0.0, 0.0
     if kind < REINSERTION:
         size = chains.size[c, kind]
         if kind == TRANSLATION:
@@ -848,50 +853,50 @@ def move(tables, chains, c, row, lane, lanes):
             )  # fmt: skip
         else:
             place = turned(tables, s, pose, size, uniform(base, 4), uniform(base, 5))
-        for side in range(2):  # new and old
-            energy = molecule_energy(
-                tables, chains, c, k, place if side == 0 else pose, old, lane, lanes)
-            if energy >= BIG:
-                return
-            change += energy if side == 0 else -energy
-        log_ratio = -beta * change
-    else:
-        for side in range(2):  # the molecule that comes and the one that goes, if there are such
-            leaves = side == 1
-            if (old < 0) if leaves else not new:
-                continue
-            species_here = k if leaves else m
-            chosen, log_weight, energy = selected(
-                tables, chains, c, species_here, pose, kind, old, leaves,
+    for leaves in range(2):  # the molecule that comes and the one that goes, if there are such
+        if (old < 0) if leaves else not new:
+            continue
+        species_here, sign, log_weight = (k, -1.0, 0.0) if leaves else (m, 1.0, 0.0)
+        chosen = pose if leaves else place
+        if kind >= REINSERTION:
+            chosen, log_weight = selected(
+                tables, chains, c, species_here, pose, kind, old, leaves == 1,
                 mixed(base + _GAMMA) if leaves else mixed(base), lane, lanes,
             )  # fmt: skip
-            if kind == SWAP and not leaves:
-                weight = math.exp(log_weight)
-                if is_charged(tables) and weight > 0.0 and uniform(base, 9) * SELDOM < 1.0:
-                    exact = energy_change(
-                        tables, chains, c, True, m, chosen, -1, k, pose, lane, lanes)
-                    weight += SELDOM * (math.exp(log_weight + beta * (energy - exact)) - weight)
-                if lane == 0:
-                    chains.weights[c, row, m, 0] += weight
-                    chains.weights[c, row, m, 1] += 1
-            if log_weight <= -BIG:
-                return
-            if kind != REINSERTION:
-                log_weight += tables.log_activity[p, species_here] + chains.boost[c]
-                log_weight -= math.log(
-                    chains.count[c, species_here] + (0.0 if leaves else 1.0))
-            log_ratio += -log_weight if leaves else log_weight
-            change += -energy if leaves else energy
-            if not leaves:
-                place = chosen
-    barrier()
-    if math.log(uniform(base, 7)) >= log_ratio:
-        return
-    if is_charged(tables):
-        exact = energy_change(tables, chains, c, new, m, place, old, k, pose, lane, lanes)
-        if exact >= BIG or math.log(uniform(base, 8)) >= beta * (change - exact):
+        energy, guests = BIG, 0.0
+        if log_weight > -BIG:
+            energy, guests = molecule_energy(
+                tables, chains, c, species_here, chosen, old, lane, lanes)
+        if kind == SWAP and not leaves:
+            if energy < BIG:
+                weight = math.exp(log_weight - beta * energy)
+            if lane == 0:
+                chains.weights[c, row, m, 0] += weight
+                chains.weights[c, row, m, 1] += 1
+        if energy >= BIG:
             return
-        change = exact
+        if kind >= SWAP:
+            log_weight += tables.log_activity[p, species_here] + chains.boost[c]
+            log_weight -= math.log(chains.count[c, species_here] + (0.0 if leaves else 1.0))
+        log_ratio += sign * (log_weight - beta * energy)
+        change += sign * energy
+        roughly += sign * guests
+        if not leaves:
+            place = chosen
+    barrier()
+    accepted = math.log(uniform(base, 7)) < log_ratio
+    if is_charged(tables):
+        checked = weight > 0.0 and uniform(base, 9) * SELDOM < 1.0  # of an insertion
+        if accepted or checked:
+            error = guests_change(
+                tables, chains, c, new, m, place, old, k, pose, lane, lanes) - roughly
+            if checked and lane == 0:
+                chains.weights[c, row, m, 0] += SELDOM * weight * (math.exp(-beta * error) - 1.0)
+            change += error
+            if change >= BIG or math.log(uniform(base, 8)) >= -beta * error:
+                return
+    if not accepted:
+        return
     if lane > 0:
         return
     chains.tally[c, 1, kind] += 1
@@ -912,7 +917,7 @@ def move(tables, chains, c, row, lane, lanes):
 @scalar
 def sample(tables, chains, c, row):
     """Record the state at the end of a cycle."""
-    s = tables.system[chains.state[c]]
+    s = system_of(tables, chains, c)
     for k in range(tables.n_sites.size):
         chains.counts[c, row, k] = chains.count[c, k]
     chains.energies[c, row] = chains.energy[c]
@@ -944,7 +949,7 @@ def advance(first_chain, stride, lane, lanes, tables, chains, first, last, adapt
     moves; with more slots it goes on as if it had not stopped.
     """
     for i in range(first_chain, chains.n.size, stride):
-        c = chains.order[i]
+        c = np.uint64(chains.order[i])
         while chains.step[c] < last * chains.length[c] and chains.n[c] < chains.kind.shape[1]:
             row = chains.step[c] // chains.length[c] - first
             move(tables, chains, c, row, lane, lanes)
@@ -991,7 +996,7 @@ def nodes(first_node, stride, tables, lattice, shape, block, starts, lists, imag
 @scalar
 def boltzmann(first_voxel, stride, tables, p, k, out):
     """Mean Boltzmann factor of species k in each voxel at state point p, at random places."""
-    s, m, n = tables.system[p], tables.voxels, tables.replicas
+    s, m, n = np.uint64(tables.system[p]), tables.voxels, tables.replicas
     for v in range(first_voxel, out.size, stride):
         base, total = mixed(np.uint64(v + 1) * _GAMMA), 0.0
         for i in range(ORIENTATIONS):
