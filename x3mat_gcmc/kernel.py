@@ -580,22 +580,20 @@ def shared(chains, c, share, lane, lanes):
 
 
 @scalar
-def molecule_energy(tables, chains, c, k, pose, skip, lane, lanes):
-    """Energy (K) of a molecule with all but molecule `skip`, and of it the guests' part, which is
-    rough (see `pair_energy`); without charges it is not.
+def molecule_energy(tables, chains, c, k, pose, host, skip, lane, lanes):
+    """Energy (K) of a molecule with the framework, which is given, and all but molecule `skip`; and
+    of it the guests' part, which is rough (see `pair_energy`); without charges it is not.
 
     BIG if it overlaps.
     """
-    s = system_of(tables, chains, c)
-    energy = host_energy(tables, s, k, pose)
-    if energy * chains.beta[c] > OVERLAP:
+    if host >= BIG:
         return BIG, 0.0
     guests = shared(chains, c, guests_energy(
         tables, chains, c, k, pose, skip, lane, lanes, math.sqrt(BIG), True), lane, lanes)
-    energy += guests
-    if energy * chains.beta[c] > OVERLAP:
+    if (host + guests) * chains.beta[c] > OVERLAP:
         return BIG, 0.0
-    return energy + tail_energy(tables, chains, s, c, k, skip), guests
+    tail = tail_energy(tables, chains, system_of(tables, chains, c), c, k, skip)
+    return host + guests + tail, guests
 
 
 @scalar
@@ -686,10 +684,11 @@ def inside(index, m, n, u):
 
 @scalar
 def trial(tables, s, start, k, pose, kind, kept, base, i):
-    """Pose of trial i and its `bias`; `pose` itself comes first if `kept`.
-
-    A change of species keeps the centre.
+    """Pose of trial i and its `bias`; `pose` itself comes first if `kept`, and alone where a
+    molecule is only displaced or turned. A change of species keeps the centre.
     """
+    if kind < REINSERTION:
+        return pose, 1.0
     if kept and i == 0:
         return pose, 1.0 if kind == IDENTITY else bias(tables, s, start, voxel(tables, s, pose))
     at = _FIRST + _POSE * i
@@ -712,29 +711,36 @@ def trial(tables, s, start, k, pose, kind, kept, base, i):
 
 
 @scalar
-def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
-    """One of the trials for a molecule of species k, and ln(W / w b).
-
-    Trial i has the weight w = exp(-V / k_B T) / b, with V its rough energy with the framework and
-    with molecules near by, b its `bias`; W is the mean weight, and one trial is chosen in
-    proportion to w. If `kept`, the first trial is `pose` itself, and chosen. The second value is
-    -BIG where all trials overlap.
-    """
+def propose(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
+    """Fill `Chains.places` with trials for a molecule of species k, and their energies with the
+    framework; BIG for those that overlap with it, or with molecules other than `skip`."""
     p = chains.state[c]
     s, beta, start = np.uint64(tables.system[p]), chains.beta[c], tables.cdf_start[p, k]
-    places, trials = chains.places, tables.trials
+    places, trials = chains.places, tables.trials if kind >= REINSERTION else 1
     for i in range(lane, trials, lanes):
         place, b = trial(tables, s, start, k, pose, kind, kept, base, i)
         for j in range(_POSE):
             places[c, i, j] = place[j]
-        places[c, i, 6] = b
+        places[c, i, 6], places[c, i, 7] = b, 0.0
     barrier()
-    find_free(tables, chains, c, s, skip, lane, lanes)
+    if kind >= REINSERTION:
+        find_free(tables, chains, c, s, skip, lane, lanes)
     for i in range(lane, trials, lanes):
         if places[c, i, 7] < BIG:
             energy = host_energy(tables, s, k, place_of(chains, c, i))
             places[c, i, 7] = energy if energy * beta < OVERLAP and places[c, i, 6] > 0.0 else BIG
     barrier()
+
+
+@scalar
+def selected(tables, chains, c, k, skip, kept, base, lane, lanes):
+    """One of the trials for a molecule of species k, and ln(W / w b).
+
+    Trial i has the weight w = exp(-V / k_B T) / b, with V its rough energy with the framework and
+    with molecules near by, b its `bias`; W is the mean weight, and one trial is chosen in
+    proportion to w. If `kept`, the first is. The second value is -BIG where all trials overlap.
+    """
+    beta, places, trials = chains.beta[c], chains.places, tables.trials
     for i in range(trials):
         if places[c, i, 7] < BIG:
             chains.partial[c, i, lane] = guests_energy(
@@ -758,9 +764,9 @@ def selected(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     while not kept and i < trials - 1 and rest >= chains.scratch[c, i]:
         rest -= chains.scratch[c, i]
         i += 1
-    weight, pose, b = chains.scratch[c, i], place_of(chains, c, i), places[c, i, 6]
+    weight, b = chains.scratch[c, i], places[c, i, 6]
     barrier()
-    return pose, math.log(total / (trials * weight * b)) if weight > 0.0 else -BIG
+    return i, math.log(total / (trials * weight * b)) if weight > 0.0 else -BIG
 
 
 @scalar
@@ -856,17 +862,20 @@ def move(tables, chains, c, row, lane, lanes):
     for leaves in range(2):  # the molecule that comes and the one that goes, if there are such
         if (old < 0) if leaves else not new:
             continue
-        species_here, sign, log_weight = (k, -1.0, 0.0) if leaves else (m, 1.0, 0.0)
-        chosen = pose if leaves else place
+        species_here, sign = (k, -1.0) if leaves else (m, 1.0)
+        stream, kept = mixed(base + _GAMMA) if leaves else mixed(base), leaves == 1
+        propose(
+            tables, chains, c, species_here, pose if leaves else place, kind, old, kept, stream,
+            lane, lanes,
+        )  # fmt: skip
+        i, log_weight, energy, guests = 0, 0.0, BIG, 0.0
         if kind >= REINSERTION:
-            chosen, log_weight = selected(
-                tables, chains, c, species_here, pose, kind, old, leaves == 1,
-                mixed(base + _GAMMA) if leaves else mixed(base), lane, lanes,
-            )  # fmt: skip
-        energy, guests = BIG, 0.0
+            i, log_weight = selected(
+                tables, chains, c, species_here, old, kept, stream, lane, lanes)
+        chosen = place_of(chains, c, i)
         if log_weight > -BIG:
             energy, guests = molecule_energy(
-                tables, chains, c, species_here, chosen, old, lane, lanes)
+                tables, chains, c, species_here, chosen, chains.places[c, i, 7], old, lane, lanes)
         if kind == SWAP and not leaves:
             if energy < BIG:
                 weight = math.exp(log_weight - beta * energy)
