@@ -153,6 +153,14 @@ def test_a_database_is_timed(tmp_path):
     assert hours["64"] == pytest.approx(hours["1"] / 64)
 
 
+def test_dealing_by_size_did_not_help():
+    usual, dealt = (results.read(f"bench/{name}.json")["qmof"]["rows"][1]
+                    for name in ("ddp", "ddp-dealt"))  # fmt: skip
+    assert usual["devices"] == dealt["devices"] == 2
+    assert usual["batch"] == dealt["batch"]
+    assert dealt["step_ms"] > 0.98 * usual["step_ms"]
+
+
 @pytest.mark.parametrize("name", ["ddp", "ddp-sizes"])
 def test_what_the_chapter_says_of_two_gpus(name):
     """Its rows are those that it takes them for, with the settings of the shipped networks."""

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import qmof_errors
+import trials
 
 from x3mat import load_model, paths, results
 from x3mat.applications import application
+from x3mat.training import train_config
 
 SEEDS = range(3)
 labels_are_there = pytest.mark.skipif(
@@ -226,3 +228,70 @@ def test_summary_of_displaced_atoms_is_made_as_that_of_the_application(summary):
     assert found["test"]["mae_of_mean_over_seeds"] == pytest.approx(
         summary["mae_of_mean_over_seeds"])  # fmt: skip
     assert found["validation"]["mae"] == pytest.approx(summary["validation_mae"])
+
+
+def test_what_the_chapter_says_of_sizes(summary):
+    """A straight line in the logarithms, on which 0.216 eV lies half as many crystals away."""
+    sizes = results.read("qmof-gap/sizes.json")
+    assert (sizes["half"], sizes["n"], sizes["seeds"]) == ("test", 1000, summary["seeds"])
+    assert [row["n_train"] for row in sizes["rows"]] == [100, 300, 1000, 3000]
+    for row in sizes["rows"]:
+        steps = row["epochs"][0] * row["n_train"] / 32
+        assert steps >= 1500
+        assert row["epochs"][0] == 40 or steps < 1600
+    n = np.log([*(row["n_train"] for row in sizes["rows"]), *summary["n_train"]])
+    mae = np.log([*(row["mae"] for row in sizes["rows"]), summary["test_mae"]])
+    slope, start = np.polyfit(n, mae, 1)
+    assert np.abs(np.exp(start + slope * n - mae) - 1).max() < 0.02
+    assert 1.4 < (0.216 / summary["test_mae"]) ** (1 / slope) < 1.6
+
+
+def test_what_the_chapter_says_of_the_search():
+    """It reads single trials by their place."""
+    record = results.read("qmof-gap/tuning.json")
+    made, known = record["trials"], train_config(application("qmof-gap"))
+    keys = list(made[0])[: list(made[0]).index("val_mae")]
+    for key in keys:
+        mine = getattr(known.model, key[6:]) if "." in key else getattr(known, key)
+        assert made[0][key] == made[1][key] == mine
+    base = [trial["val_mae"] for trial in made[:2]]
+    best = min(made, key=lambda trial: trial["val_mae"])
+    changed = {}
+    for trial in made:
+        what = tuple((key, trial[key]) for key in keys if trial[key] != made[0][key])
+        changed.setdefault(what, []).append(trial["val_mae"])
+    assert best is made[10]
+    assert changed[("weight_decay", 0.1),] == [best["val_mae"]]
+    once, again = changed[("noise", 0.05),]
+    assert abs(once - again) > np.mean(base) - best["val_mae"] > 0
+    for what in (("model.layers", 2), ("model.layers", 4), ("model.channels", 32),
+                 ("model.cutoff", 5.0), ("learning_rate", 0.001), ("learning_rate", 0.004),
+                 ("crystals_per_step", 64), ("weight_decay", 1.0)):  # fmt: skip
+        assert changed[what,][0] > max(base) + abs(once - again)
+    wide = next(t for t in made if changed.get((("model.channels", 128),)) == [t["val_mae"]])
+    assert wide["val_mae"] > max(base)
+    assert 3 < wide["parameters"] / made[0]["parameters"] < 4
+    assert record["limit"] // 5 == 400  # crystals of the validation half
+
+
+def test_what_the_chapter_says_of_ideas():
+    record, usual = results.read("qmof-gap/trials.json"), results.read("qmof-gap/variants.json")
+    assert [row["value"] for row in record["rows"]] == list(trials.IDEAS)
+    assert (record["n_train"], record["n"], record["half"]) == (
+        usual["rows"][0]["n_train"], usual["n"], usual["half"])  # fmt: skip
+    assert usual["rows"][0]["value"] == "usual"
+    assert {record["epochs"]} == set(usual["rows"][0]["epochs"])
+    assert record["seeds"] == usual["seeds"][:2] == [0, 1]
+    first = usual["rows"][0]["mae_of_each_seed"][:2]
+    found = {row["value"]: row for row in record["rows"]}
+    for name, row in found.items():
+        assert row["mae"] == pytest.approx(np.mean(row["mae_of_each_seed"]))
+        if name in ("dropout", "head", "decay"):
+            assert row["mae"] > np.mean(first) + 0.02
+    assert found["pairs"]["mae"] == pytest.approx(np.mean(first), abs=0.004)
+    for name in ("masked", "weighted", "charges"):
+        assert found[name]["mae"] > np.mean(first) + 0.003
+    both = found["charges-decay"]["mae_of_each_seed"]
+    assert all(x < y for x, y in zip(both, first, strict=True))
+    assert np.mean(first) - np.mean(both) < abs(first[0] - first[1])
+    assert min(row["mae"] for row in found.values()) == found["charges-decay"]["mae"]

@@ -32,7 +32,7 @@ def test_search_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "results", lambda name="": tmp_path / "results" / name)
     monkeypatch.setattr(tune, "run", lambda jobs, threads: [tune.search(*job) for job in jobs])
     counts = []
-    for trials in ("2", "4"):
+    for trials in ("2", "4", "4"):
         monkeypatch.setattr(sys, "argv", ["tune.py", "zeolite-n2", "--trials", trials, "--limit",
                                           "5", "--epochs", "1", "--runs", str(tmp_path),
                                           "--vary", *SMALL])
@@ -41,7 +41,7 @@ def test_search_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         counts.append(len(found["trials"]))
         assert all(row["val_mae"] > 0 and row["parameters"] > 0 for row in found["trials"])
         assert {(row["model.cutoff"], row["model.channels"]) for row in found["trials"]} == {(2, 8)}
-    assert counts == [2, 4]
+    assert counts == [2, 4, 4]
 
 
 @pytest.mark.parametrize("what", ["model.depth=1,2", "model.layers=", "model.layers=a", "layers"])

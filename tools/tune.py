@@ -92,12 +92,13 @@ def search(name: str, journal: str, seconds: float, trials: int, space: dict[str
               f" {trial.params}", file=sys.stderr, flush=True)
         return found["val_mae"]
 
-    def watch(*_) -> None:
+    def enough() -> bool:
         begun = [t for t in study.get_trials(deepcopy=False) if t.state != WAITING]
-        if time.perf_counter() - start > seconds or len(begun) >= trials:
-            study.stop()
+        return time.perf_counter() - start > seconds or len(begun) >= trials
 
-    study.optimize(objective, callbacks=[watch], catch=(Exception,))  # noted, does not stop others
+    if not enough():  # an exception is noted and does not stop the others
+        study.optimize(objective, callbacks=[lambda *_: enough() and study.stop()],
+                       catch=(Exception,))  # fmt: skip
 
 
 def error_of(name: str, seed: int, params: dict, *, epochs: int, limit: int, device: str) -> dict:
@@ -145,7 +146,7 @@ def main() -> None:
                         help="hyper-parameters to search, instead of the usual ones")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the journal")
     args = parser.parse_args()
-    start, name, space = time.perf_counter(), args.application, dict(args.vary or SPACE)
+    name, space = args.application, dict(args.vary or SPACE)
     options = {"epochs": args.epochs, "limit": args.limit, "device": args.device}
     journal = args.runs / name / "tuning.log"
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def main() -> None:
         {"application": name, "fold": 0, **options, "jobs": args.jobs,
          "trials": [{**t.params, **t.user_attrs} for t in done]},
         seed=0, command=shlex.join(["python", "tools/tune.py", *sys.argv[1:]]),
-        wall_s=time.perf_counter() - start,
+        wall_s=sum(t.duration.total_seconds() for t in done) / args.jobs,
     )  # fmt: skip
     for t in sorted(done, key=lambda t: t.value)[:5]:
         print(f"{t.value:.4f}", f"{t.user_attrs['seconds']:.0f} s", t.params)
