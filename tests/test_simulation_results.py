@@ -209,7 +209,7 @@ def test_what_is_said_of_the_cost_of_a_move_on_a_gpu():
     for of in chains.values():
         rate = {n: row["moves_per_s"] for n, row in of.items()}
         assert 200 < rate[256] / rate[1] < 250
-        assert 1.25 < rate[4096] / rate[512] < 1.42
+        assert 1.28 < rate[4096] / rate[512] < 1.4
         for row in of.values():
             assert row["gflop_per_s"] == pytest.approx(
                 1e-9 * row["flop_per_move"] * row["moves_per_s"])
@@ -255,6 +255,8 @@ def test_all_zeolites_in_a_minute():
     assert len(n2) == found["summary"]["N2"]["all"]["n"] == 253
     worse = [name for name, x in n2.items() if not x["error_mol_per_kg"] <= 0.02 * x["mol_per_kg"]]
     assert worse == ["LIT"]
+    steady = sum(row["equilibrated"] for row in found["rows"])
+    assert found["summary"]["N2"]["equilibrated"]["n"] == steady
     assert n2["LIT"]["g_per_L"] < 1e-9
     assert found["summary"]["N2"]["all"]["n_within_2_sigma"] == sum(
         abs(x["z"]) <= 2 for x in n2.values())  # fmt: skip

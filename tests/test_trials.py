@@ -10,7 +10,7 @@ import pytest
 import torch
 import trials
 
-from x3mat import databases
+from x3mat import databases, training
 from x3mat.model import X3Mat, X3MatConfig
 from x3mat.training import DrawnWindows, collate
 
@@ -67,16 +67,29 @@ def test_weighted_mean(data):
         assert found[k, 0] == pytest.approx((weights * part).sum() / weights.sum(), rel=1e-5)
 
 
+def test_weighted_means_are_used_while_asked_for(data):
+    _, other = networks(weighted=True)
+    batch, before = collate([data[0], data[1]]), training.predict_mean
+    with trials.weighted_means(), torch.no_grad():
+        found = training.predict_mean(other, batch, 1000)
+        expected = other.network(batch.graph())[:, 0].view(2, 4).mean(1)
+    assert found[:, 0].numpy() == pytest.approx(expected.numpy(), rel=1e-5)
+    assert training.predict_mean is before
+
+
 def test_start_keeps_all_but_what_reads_out(tmp_path):
     torch.manual_seed(1)
     before = X3Mat(CONFIG)
+    for value in before.state_dict().values():
+        value += torch.rand_like(value)
     torch.save(before.state_dict(), tmp_path / "start.pt")
     torch.manual_seed(2)
     fresh = X3Mat(CONFIG).state_dict()
     torch.manual_seed(2)
     after = trials.TrialX3Mat(CONFIG, start=tmp_path / "start.pt").state_dict()
-    for name, value in before.named_parameters():
-        own = name.startswith(("head.", "norm."))
+    for name, value in before.state_dict().items():
+        own = name.split(".")[0] in ("head", "norm", "shift", "scale", "degree")
+        assert not torch.equal(fresh[name], value)
         assert torch.equal(after[name], fresh[name] if own else value)
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="another network"):
@@ -90,9 +103,12 @@ def test_pairs_are_left_out_and_elements_masked(data):
     assert 0.6 < m / n < 0.8
     assert one.pairs.ptr.tolist() == [0, m]
     assert np.array_equal(one.pairs.src, again.pairs.src)
-    assert not np.array_equal(one.pairs.src, other.pairs.src[:m])
-    every = {*zip(plain.pairs.src, plain.pairs.dst, map(tuple, plain.pairs.vector), strict=True)}
-    assert {*zip(one.pairs.src, one.pairs.dst, map(tuple, one.pairs.vector), strict=True)} < every
+    every, kept, later = ({*zip(x.src, x.dst, map(tuple, x.vector), strict=True)}
+                          for x in (plain.pairs, one.pairs, other.pairs))  # fmt: skip
+    assert kept < every
+    assert later < every
+    assert kept - later
+    assert later - kept
     species, known = one.windows.crystal.species, plain.windows.crystal.species
     assert (species[species > 0] == known[species > 0]).all()
     assert 0 < (species == 0).sum() < len(species)

@@ -42,9 +42,13 @@ def test_search_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         assert all(row["val_mae"] > 0 and row["parameters"] > 0 for row in found["trials"])
         assert {(row["model.cutoff"], row["model.channels"]) for row in found["trials"]} == {(2, 8)}
     assert counts == [2, 4, 4]
+    sys.argv[-1] = "learning_rate=1e-3,4e-3"
+    with pytest.raises(SystemExit):  # the journal is of another search
+        tune.main()
 
 
-@pytest.mark.parametrize("what", ["model.depth=1,2", "model.layers=", "model.layers=a", "layers"])
+@pytest.mark.parametrize("what", ["model.depth=1,2", "model.layers=", "model.layers=a", "layers",
+                                  "epochs=2", "model.encoding=crystal,window"])  # fmt: skip
 def test_unknown_hyper_parameters_are_refused(what, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tune.py", "zeolite-n2", "--vary", what])
     with pytest.raises(SystemExit):

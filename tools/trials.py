@@ -1,10 +1,12 @@
 """Ideas that might lower the error of qmof-gap, each tried briefly.
 
-dropout   a tenth of the channels of each atom and probe are zero before each block
-head      a fifth of the channels of the probes are zero before the last two layers
+dropout   a tenth of the channels of each atom and probe is set to zero before each block, for the
+          residual connection and all that follows, too; the others are larger by as much
+head      a fifth of the channels of the probes is set to zero before the last two layers
 decay     AdamW's weight decay is 0.3
-pairs     a tenth of the pairs of atoms is left out of each crystal in each step
-masked    a tenth of the atoms lose their element in each step
+pairs     a tenth of the pairs of atoms is left out of each crystal in each step; predictions have
+          all of them
+masked    a tenth of the atoms lose their element in each step: they have that of the probes, 0
 weighted  the prediction is a learned mean of the windows, Σ m exp(a) y / Σ m exp(a), not the plain
           one: a second output of the network gives a
 charges   training starts from a network that has learned the DDEC6 charges of all training
@@ -13,23 +15,25 @@ charges   training starts from a network that has learned the DDEC6 charges of a
 
 All else is as in the rows `usual` of tools/convergence.py qmof-gap variants: the same crystals and
 seeds, and errors of the same part of the validation half. The test set is not touched. Trainings
-run side by side, resume after a kill, and what is finished is kept in the folder of runs. Needs
-X3MAT_DATA. The result is data/results/qmof-gap/trials.json.
+run side by side, all but that of charges resume after a kill, and what is finished is kept in the
+folder of runs. Needs X3MAT_DATA. The result is data/results/qmof-gap/trials.json (or --name).
 
 examples:
   python tools/trials.py --device cuda --jobs 4
-  python tools/trials.py --ideas weighted --seeds 0 --brief 40 2 --limit 8
+  python tools/trials.py --ideas weighted --seeds 0 --brief 40 2 --limit 8 --name try
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -113,8 +117,9 @@ def weighted_mean(y: Tensor, share: Tensor, crystal: Tensor, n: int) -> Tensor:
     return sums[0] / (sums[1] + 1e-9)
 
 
-def use_weighted_means() -> None:
-    """Let this process train with :func:`weighted_mean`."""
+@contextmanager
+def weighted_means() -> Iterator[None]:
+    """Train with :func:`weighted_mean`."""
     def predict_mean(model: X3Mat, batch: training.Batch, max_atoms: int) -> Tensor:
         return weighted_mean(
             model.network(batch.graph()), batch.share, batch.crystal, len(batch.target))
@@ -123,7 +128,12 @@ def use_weighted_means() -> None:
         graph = training.WindowGraph(positions, species, window, src, dst, len(share), *shared)
         return weighted_mean(self.model.network(graph), share, crystal, self.crystals)
 
+    before = training.predict_mean, training.PaddedMean.forward
     training.predict_mean, training.PaddedMean.forward = predict_mean, forward
+    try:
+        yield
+    finally:
+        training.predict_mean, training.PaddedMean.forward = before
 
 
 @dataclass(eq=False, repr=False)
@@ -251,14 +261,14 @@ def learn_charges(file: Path, device: str, epochs: int, limit: int | None) -> No
 
 def one(idea: str, seed: int, args: argparse.Namespace) -> dict:
     """Train with an idea and predict; or read what is there."""
-    folder = args.runs / "trials" / f"{idea}-seed{seed}-{args.brief[0]}-{args.brief[1]}"
-    file, chosen, plan = folder / "found.json", application(NAME), IDEAS[idea]
+    plan, chosen = IDEAS[idea], application(NAME)
+    text = json.dumps([idea, plan, seed, *args.brief, args.limit, args.charges.name])
+    folder = args.runs / "trials" / f"{idea}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    file = folder / "found.json"
     if file.exists():
         return json.loads(file.read_text())
     options = {**plan.get("network", {}), "start": plan.get("start") and args.charges}
     weighted = options.get("weighted", False)
-    if weighted:  # of this process, which trains nothing else
-        use_weighted_means()
     config = training.train_config(
         chosen, [f"epochs={args.brief[1]}", f"seed={seed}", *plan.get("changes", [])])
     fold = chosen.folds()[0]
@@ -266,9 +276,10 @@ def one(idea: str, seed: int, args: argparse.Namespace) -> dict:
                     for i, (names, s, n) in enumerate((
                         (fold.train, seed, args.brief[0]), (fold.halves[0], 0, 100))))  # fmt: skip
     learn = AlteredWindows(**vars(learn), **plan.get("data", {}))
-    result = training.train(
-        config, learn, check, folder, device=args.device, progress=False,
-        check_every=config.epochs, network=partial(TrialX3Mat, **options))  # fmt: skip
+    with weighted_means() if weighted else nullcontext():
+        result = training.train(
+            config, learn, check, folder, device=args.device, progress=False,
+            check_every=config.epochs, network=partial(TrialX3Mat, **options))  # fmt: skip
     names = list(fold.halves[0][: args.limit])
     if weighted:
         found = []
@@ -282,7 +293,7 @@ def one(idea: str, seed: int, args: argparse.Namespace) -> dict:
         found = convergence.predicted([result.model], NAME, names, config.model.step)[0][0, :, 0]
     labels = chosen.labels().loc[names, list(chosen.columns)].to_numpy(float)[:, 0]
     made = {"mae": float(np.abs(np.array(found) - labels).mean()), "seconds": result.wall_s,
-            "train_mae": result.history[-1]["train_mae"]}  # fmt: skip
+            "train_mae": result.history[-1]["train_mae"], "n": len(names)}  # fmt: skip
     file.write_text(json.dumps(made))
     (folder / "last.ckpt").unlink()
     return made
@@ -302,15 +313,17 @@ def main() -> None:
     parser.add_argument("--charge-limit", type=int, help="crystals of which charges are learned")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--name", default="trials", help="of the result")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
     args = parser.parse_args()
     begun, learned = time.perf_counter(), None
-    args.charges = args.runs / "trials" / f"charges-{args.charge_epochs}.pt"
+    of = f"charges-{args.charge_epochs}-{args.charge_limit or 'all'}-{args.device}.pt"
+    args.charges = args.runs / "trials" / of
     if any(IDEAS[idea].get("start") for idea in args.ideas):
         learn_charges(args.charges, args.device, args.charge_epochs, args.charge_limit)
         learned = json.loads(args.charges.with_suffix(".json").read_text())
     jobs = [(idea, seed) for idea in args.ideas for seed in args.seeds]
-    with ProcessPoolExecutor(args.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         futures = [pool.submit(one, *job, args) for job in jobs]
         for future in tqdm(as_completed(futures), "trainings", len(futures)):
             future.result()
@@ -324,8 +337,8 @@ def main() -> None:
                      "seconds": [m["seconds"] for m in each]})  # fmt: skip
         print(f"{idea}: {rows[-1]['mae']:.4f} eV")
     results.write(
-        f"{NAME}/trials.json",
-        {"application": NAME, "unit": "eV", "half": "validation", "n": args.limit,
+        f"{NAME}/{args.name}.json",
+        {"application": NAME, "unit": "eV", "half": "validation", "n": each[0]["n"],
          "n_train": args.brief[0], "epochs": args.brief[1], "seeds": args.seeds, "jobs": args.jobs,
          "device": args.device, "charges": learned, "rows": rows},
         seed=args.seeds, command=shlex.join(["python", "tools/trials.py", *sys.argv[1:]]),

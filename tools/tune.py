@@ -54,6 +54,8 @@ def varied(text: str) -> tuple[str, list]:
     key, _, values = text.partition("=")
     known = asdict(TrainConfig())
     known |= {f"model.{name}": value for name, value in known.pop("model").items()}
+    for name in ("epochs", "seed", "max_atoms", "model.m_max", "model.encoding"):
+        del known[name]  # a trial has its own
     if key not in known:
         raise argparse.ArgumentTypeError(f"{text}: vary some of {', '.join(sorted(known))}")
     try:
@@ -64,7 +66,8 @@ def varied(text: str) -> tuple[str, list]:
 
 
 def first_trials(name: str, space: dict[str, list]) -> list[dict]:
-    """The application's hyper-parameters, twice, and those with one of them changed."""
+    """The application's hyper-parameters (or the values nearest to them), twice, and those with one
+    of them changed."""
     known = asdict(train_config(application(name)))
     base = {key: known["model"][key[6:]] if "." in key else known[key] for key in space}
     base = {key: min(space[key], key=lambda x, v=value: abs(x - v)) for key, value in base.items()}
@@ -153,6 +156,10 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=name, load_if_exists=True, direction="minimize",
                                 storage=JournalStorage(JournalFileBackend(str(journal))))
+    if study.user_attrs.setdefault("space", space) != space:
+        parser.error(f"{journal} is of another search, of {study.user_attrs['space']}:"
+                     " vary the same or choose another folder by --runs")  # fmt: skip
+    study.set_user_attr("space", space)
     if not study.get_trials(deepcopy=False):
         for params in first_trials(name, space):
             study.enqueue_trial(params)

@@ -598,9 +598,9 @@ def molecule_energy(tables, chains, c, k, pose, host, skip, lane, lanes):
 
 @scalar
 def guests_change(tables, chains, c, arrives, m, new, skip, k, old, lane, lanes):
-    """Change of the guests' part of the energy (K), exactly, when a molecule of species m comes, if
-    one `arrives`, and molecule `skip`, if that is not -1, of species k with the pose `old` goes;
-    BIG or more where one overlaps."""
+    """Change of the guests' part of the energy (K), with Ewald's sum, when a molecule of species m
+    comes, if one `arrives`, and molecule `skip`, if that is not -1, of species k with the pose
+    `old` goes; BIG or more where one overlaps."""
     s, side, total, share = system_of(tables, chains, c), chains.side[c], 0.0, 0.0
     for leaves in range(2):
         if skip >= 0 if leaves else arrives:
@@ -713,9 +713,10 @@ def trial(tables, s, start, k, pose, kind, kept, base, i):
 @scalar
 def propose(tables, chains, c, k, pose, kind, skip, kept, base, lane, lanes):
     """Fill `Chains.places` with trials for a molecule of species k, and their energies with the
-    framework; BIG for those that overlap with it, or with molecules other than `skip`."""
+    framework; BIG for those that overlap with it or, where a place is sought, have a molecule other
+    than `skip` nearer than `contact`."""
     p = chains.state[c]
-    s, beta, start = np.uint64(tables.system[p]), chains.beta[c], tables.cdf_start[p, k]
+    s, beta, start = system_of(tables, chains, c), chains.beta[c], tables.cdf_start[p, k]
     places, trials = chains.places, tables.trials if kind >= REINSERTION else 1
     for i in range(lane, trials, lanes):
         place, b = trial(tables, s, start, k, pose, kind, kept, base, i)
@@ -799,8 +800,9 @@ def move(tables, chains, c, row, lane, lanes):
     """Attempt one move and accept it with probability min(1, exp(log_ratio)).
 
     Translations and rotations: log_ratio = -(U_new - U_old) / k_B T. For the others each molecule
-    that comes (species m) or goes (species k) has R = W exp(-U / k_B T) / (w b) from `selected`,
-    the one that goes being the first of its trials. The ratio is
+    that comes (species m) or goes (species k) has R = W exp(-U / k_B T) / (w b), with W / (w b)
+    from `selected` and U from `molecule_energy`; the one that goes is the first of its trials. The
+    ratio is
       insertion        R_new z V / (N + 1)
       deletion         N / (z V R_old)
       reinsertion      R_new / R_old
@@ -820,7 +822,8 @@ def move(tables, chains, c, row, lane, lanes):
     averaged from rough energies, too, plus the mean difference in one of SELDOM insertions.
     """
     p = chains.state[c]
-    s, beta, species, n = np.uint64(tables.system[p]), chains.beta[c], tables.n_sites.size, chains.n[c]
+    s, beta, species = system_of(tables, chains, c), chains.beta[c], tables.n_sites.size
+    n = chains.n[c]
     base = mixed(chains.key[c] + np.uint64(chains.moves[c]) * _GAMMA)
     u, kind = uniform(base, 0), TRANSLATION
     while kind < IDENTITY and u >= tables.moves[kind]:
