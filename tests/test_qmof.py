@@ -14,7 +14,7 @@ import trials
 
 from x3mat import load_model, paths, results
 from x3mat.applications import application
-from x3mat.training import train_config
+from x3mat.training import CHECKED_WINDOWS, train_config
 
 SEEDS = range(3)
 labels_are_there = pytest.mark.skipif(
@@ -279,11 +279,13 @@ def test_what_the_chapter_says_of_the_search():
     assert wide["val_mae"] > max(base)
     assert 3 < wide["parameters"] / made[0]["parameters"] < 4
     assert record["limit"] // 5 == 400  # crystals of the validation half
+    assert CHECKED_WINDOWS[known.model.encoding] == 32
 
 
 def test_what_the_chapter_says_of_ideas():
     record, usual = results.read("qmof-gap/trials.json"), results.read("qmof-gap/variants.json")
     assert [row["value"] for row in record["rows"]] == list(trials.IDEAS)
+    assert len(trials.IDEAS) == 10
     assert (record["n_train"], record["n"], record["half"]) == (
         usual["rows"][0]["n_train"], usual["n"], usual["half"])  # fmt: skip
     assert usual["rows"][0]["value"] == "usual"
