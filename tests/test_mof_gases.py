@@ -239,13 +239,14 @@ def test_gases_count_by_their_errors_in_the_loss(monkeypatch):
     """The loss takes errors in mol/kg: twice as far off counts twice, in whichever gas."""
     monkeypatch.setattr(training, "predict_mean", lambda model, batch, atoms: model.predicted)
     learner = SimpleNamespace(
-        model=SimpleNamespace(scale=torch.tensor([1.6, 0.2]), predicted=None), global_rank=0,
+        model=SimpleNamespace(scale=torch.tensor([1.6, 0.2])), global_rank=0,
+        weights=SimpleNamespace(predicted=None),
         config=SimpleNamespace(crystals_per_step=1), trainer=SimpleNamespace(world_size=1),
         _replayed=None, _max_atoms=0, _sums={}, log=lambda *_, **__: None,
     )  # fmt: skip
     losses = []
     for off in ([1.0, 0.0], [0.0, 1.0]):
-        learner.model.predicted = torch.tensor([off])
+        learner.weights.predicted = torch.tensor([off])
         batch = SimpleNamespace(target=torch.zeros(1, 2))
         losses.append(float(training.Learner._mean_error(learner, "train_mae", batch, 0, 1)))
     assert losses[0] == pytest.approx(losses[1])

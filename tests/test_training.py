@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from x3mat.training import (
     Batches,
     CrystalWindows,
     DrawnWindows,
+    Flat,
     Learner,
     PackedBatch,
     PaddedMean,
@@ -179,12 +182,52 @@ def test_one_captured_size_has_room_for_every_example(windows, encoding, monkeyp
     assert Replayed(model, 2, 9, [])(batches[0]) is None
 
 
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+def test_one_vector_has_the_gradients_of_all_weights(windows, encoding):
+    """Also in parts, which are computed again in the backward pass, and after a move."""
+    config = replace(SMALL.model, encoding=encoding, layers=2)
+    model = X3Mat(config)
+    flat = Flat(copy.deepcopy(model)).double()
+    model.double()
+    batch = in_double(collate([CrystalWindows(windows, TARGETS, config)[i] for i in range(4)]))
+    for max_atoms in (10**9, 300):
+        means = [predict_mean(net, batch, max_atoms) for net in (model, flat)]
+        assert torch.equal(*means)
+        model.zero_grad()
+        flat.zero_grad()
+        for mean in means:
+            mean.square().sum().backward()
+        parts = flat._parts(flat.vector.grad)
+        assert len(parts) == len(list(model.parameters())) > 20
+        for part, weight in zip(parts, model.parameters(), strict=True):
+            assert torch.allclose(part, weight.grad, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        flat.vector.zero_()
+    assert not any(p.any() for p in flat.model.parameters())
+    assert [p.requires_grad for p in flat.parameters()].count(True) == 1
+
+
+def test_processes_do_not_ask_each_other_in_each_step(windows, tmp_path, monkeypatch):
+    """As Lightning's loop does, for which the host waits for the GPU."""
+    asked = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: asked.append("loop"))
+
+    class Ask(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+
+    data = CrystalWindows(windows, TARGETS, SMALL.model)
+    train(replace(SMALL, epochs=1), data, data, tmp_path, device="cpu", progress=False,
+          callbacks=[Ask()])
+    assert not asked
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("encoding", ["window", "crystal"])
 def test_replayed_steps_are_those_of_the_reference(windows, encoding):
     torch.manual_seed(0)
     config = replace(SMALL.model, encoding=encoding, layers=2, channels=16)
-    model = X3Mat(config).cuda()
+    model = Flat(X3Mat(config)).cuda()
     data = CrystalWindows(windows, TARGETS, config)
     batches = [collate([data[i] for i in part]).to("cuda") for part in ((0, 1), (2, 3))]
     replayed = Replayed(model, 2, max(len(b.share) for b in batches), batches)
@@ -193,7 +236,7 @@ def test_replayed_steps_are_those_of_the_reference(windows, encoding):
         for mean in (replayed, lambda b: predict_mean(model, b, 10**9)):
             model.zero_grad()
             mean(batch).square().sum().backward()
-            found.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+            found.append(model.vector.grad.clone())
         assert (found[0] - found[1]).norm() < 1e-5 * found[1].norm()
     assert replayed(collate([data[i % 4] for i in range(9)]).to("cuda")) is None
 
@@ -338,7 +381,7 @@ def test_finished_run_gives_its_averaged_weights_again(windows, tmp_path):
     once, again = (fit(windows, tmp_path) for _ in range(2))
     assert same_weights(once.model, again.model)
     raw = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
-    raw = {k.removeprefix("model."): v for k, v in raw.items()}
+    raw = {k.removeprefix("weights.model."): v for k, v in raw.items()}
     kept = dict(again.model.named_parameters())
     assert set(kept) <= set(raw)
     assert not any(torch.equal(v, raw[k]) for k, v in kept.items())

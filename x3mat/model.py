@@ -733,7 +733,7 @@ def fitting_atoms(model: X3Mat, graph: WindowGraph, gradient: bool, share: float
     with torch.set_grad_enabled(gradient):
         y = model.network(graph).sum()
         if gradient:
-            torch.autograd.grad(y, list(model.parameters()))
+            torch.autograd.grad(y, [p for p in model.parameters() if p.requires_grad])
     taken = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()  # what is only set aside is free
     free, _ = torch.cuda.mem_get_info(device)

@@ -35,7 +35,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from scipy.spatial import cKDTree
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -162,6 +162,43 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     ]
     weighted = torch.cat(contributions) * batch.share[:, None]
     return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)
+
+
+class Flat(torch.nn.Module):
+    """A network whose weights are parts of one vector, its only parameter with a gradient.
+
+    What averages gradients over devices, clips them, steps and averages weights then launches one
+    small kernel where it would launch a hundred, while the GPU waits.
+    """
+
+    def __init__(self, model: X3Mat):
+        super().__init__()
+        self.model, self.config = model.requires_grad_(False), model.config
+        aligned = [torch.nn.functional.pad(p.flatten(), (0, -p.numel() % 4))  # to 16 bytes
+                   for p in model.parameters()]
+        self.vector, self._sizes = torch.nn.Parameter(torch.cat(aligned)), list(map(len, aligned))
+        self._tie()
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        parts = zip(vector.split(self._sizes), self.model.parameters(), strict=True)
+        return [x[: p.numel()].view_as(p) for x, p in parts]
+
+    def _tie(self) -> None:
+        for p, part in zip(self.model.parameters(), self._parts(self.vector.data), strict=True):
+            p.data = part
+
+    def _apply(self, *args, **kwargs) -> Flat:  # Module's, which moves tensors one by one
+        super()._apply(*args, **kwargs)._tie()
+        return self
+
+    def forward(self, graph: WindowGraph) -> Tensor:
+        return self.model.network(graph)
+
+    def network(self, graph: WindowGraph) -> Tensor:
+        """:meth:`x3mat.model.X3Mat.network`, with a gradient of the vector."""
+        names = (f"model.{name}" for name, _ in self.model.named_parameters())
+        parts = dict(zip(names, self._parts(self.vector), strict=True))
+        return functional_call(self, parts, (graph,))
 
 
 class Replayed:
@@ -438,14 +475,18 @@ class Learner(L.LightningModule):
         super().__init__()
         self.config, self.jobs = config, jobs
         self.train_set, self.validation_set = train, validation
-        self.model = network(config.model)
-        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.weights = Flat(network(config.model))
+        self.average = self.weights.vector.detach().clone()
         self.history: list[dict[str, float]] = []
         self._began = time.perf_counter()
         self._sums: dict[str, Tensor] = {}  # of the errors in this epoch, and how many
         self._replayed: Replayed | None = None
         self._max_atoms = config.max_atoms or CPU_ATOMS
         set_constants(self.model, train)
+
+    @property
+    def model(self) -> X3Mat:
+        return self.weights.model
 
     def train_dataloader(self) -> DataLoader:
         # Lightning asks for the first order before it knows the epoch of a resumed run
@@ -470,17 +511,21 @@ class Learner(L.LightningModule):
                           pin_memory=self.device.type == "cuda", **options)
 
     def on_train_start(self) -> None:
-        self.average = [p.to(self.device, copy=True) for p in self.average]
+        # Lightning 2.6 has processes tell each other before each step whether to stop, for which
+        # they wait for the GPU; after a step each still sees whether it was told itself
+        self.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        self.average = self.average.to(self.device, copy=True)
         if self.device.type != "cuda":
             return
         torch.set_float32_matmul_precision("high")  # 10 bits of mantissa are enough for gradients
         crystals = math.ceil(self.config.crystals_per_step / self.trainer.world_size)
         examples = [b.to(self.device) for epoch in range(2) for b in islice(
             self._loader(self.train_set, partial(self._order, epoch)), EXAMPLES)]
-        self._replayed = Replayed(self.model, crystals, crystals * self.config.windows_per_crystal,
+        self._replayed = Replayed(self.weights, crystals,
+                                  crystals * self.config.windows_per_crystal,
                                   [b for b in examples if len(b.species) <= CAPTURED_ATOMS])
         trial = examples[0].graph(*chunks(examples[0].ptr["positions"].tolist(), TRIAL_ATOMS)[0])
-        self._max_atoms = self.config.max_atoms or fitting_atoms(self.model, trial, gradient=True)
+        self._max_atoms = self.config.max_atoms or fitting_atoms(self.weights, trial, True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._mean_error("train_mae", batch, batch_idx, len(self.train_set))
@@ -490,15 +535,14 @@ class Learner(L.LightningModule):
         weights are forgotten; Lightning's WeightAveraging has the host wait for the GPU."""
         t = self.global_step
         decay = min(self.config.ema, (1 + t) / (10 + t))
-        get_ema_multi_avg_fn(decay)(self.average, list(self.model.parameters()), None)
+        self.average.lerp_(self.weights.vector.detach(), 1 - decay)
 
     @torch.no_grad()
     def exchange(self) -> None:
         """Put the averaged weights in the place of the current ones, and the other way round."""
-        for average, weight in zip(self.average, self.model.parameters(), strict=True):
-            current = weight.clone()
-            weight.copy_(average)
-            average.copy_(current)
+        current = self.weights.vector.clone()
+        self.weights.vector.copy_(self.average)
+        self.average.copy_(current)
 
     on_validation_start = on_validation_end = exchange
 
@@ -512,7 +556,7 @@ class Learner(L.LightningModule):
         if self._replayed is not None and torch.is_grad_enabled():
             predicted = self._replayed(batch)
         if predicted is None:
-            predicted = predict_mean(self.model, batch, self._max_atoms)
+            predicted = predict_mean(self.weights, batch, self._max_atoms)
         size, of = self.config.crystals_per_step, self.trainer.world_size
         together = min(size, n - batch_idx * size)  # crystals in the batch
         counted = float(self.global_rank < together)
@@ -539,7 +583,7 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         c = self.config
-        optimizer = torch.optim.AdamW(self.parameters(), c.learning_rate,
+        optimizer = torch.optim.AdamW([self.weights.vector], c.learning_rate,
                                       weight_decay=c.weight_decay, betas=(0.9, 0.98),
                                       fused=self.device.type == "cuda")
         steps = max(int(self.trainer.estimated_stepping_batches), 4)
@@ -632,7 +676,8 @@ def train(
         learner.load_state_dict(state["state_dict"])
         learner.average = state["average"]
         learner.exchange()
-    return TrainResult(learner.model.to(device_used).eval(), state["history"], state["seconds"])
+    model = learner.model.requires_grad_(True).to(device_used).eval()
+    return TrainResult(model, state["history"], state["seconds"])
 
 
 def crystals_of(
