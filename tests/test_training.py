@@ -116,7 +116,8 @@ def test_a_packed_batch_is_the_batch(windows, encoding):
 
 @pytest.mark.parametrize("of", [1, 2, 3])
 def test_devices_share_every_batch(of):
-    each = [list(Batches(lambda: [5, 3, 1, 2, 4, 0, 6], 7, 3, rank, of)) for rank in range(of)]
+    order = [5, 3, 1, 2, 4, 0, 6]
+    each = [list(Batches(lambda: [order], 7, 3, rank, of)) for rank in range(of)]
     assert all(len(parts) == len(Batches(list, 7, 3, 0, of)) == 3 for parts in each)
     for k, whole in enumerate(([5, 3, 1], [2, 4, 0], [6])):
         parts = [parts[k] for parts in each]

@@ -30,7 +30,7 @@ def test_first_trials_change_one_thing_at_a_time():
 
 def test_search_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "results", lambda name="": tmp_path / "results" / name)
-    monkeypatch.setattr(tune, "run", lambda jobs, threads: [tune.search(*job) for job in jobs])
+    monkeypatch.setattr(tune, "run", lambda jobs: [tune.search(*job) for job in jobs])
     counts = []
     for trials in ("2", "4", "4"):
         monkeypatch.setattr(sys, "argv", ["tune.py", "zeolite-n2", "--trials", trials, "--limit",

@@ -35,10 +35,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +56,7 @@ from x3mat.training import (
     collate,
     crystals_of,
     predict_mean,
+    side_by_side,
     train,
     train_config,
 )
@@ -181,7 +181,7 @@ def train_all(args: argparse.Namespace, jobs: Sequence[tuple]) -> tuple[list[Pat
     """Files of all networks, and what each training took."""
     jobs = [(v if v in ("uniform", "se3") else "usual", *job) for v, _, *job in jobs]
     folders = [kept(args.runs, args.application, *job) for job in jobs]
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+    with side_by_side(args.jobs) as pool:
         futures = [pool.submit(trained, args.application, folder, *job, args.device)
                    for folder, job in zip(folders, jobs, strict=True)]  # fmt: skip
         for future in tqdm(as_completed(futures), "trainings", len(futures)):

@@ -32,11 +32,10 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import convergence
@@ -323,7 +322,7 @@ def main() -> None:
         learn_charges(args.charges, args.device, args.charge_epochs, args.charge_limit)
         learned = json.loads(args.charges.with_suffix(".json").read_text())
     jobs = [(idea, seed) for idea in args.ideas for seed in args.seeds]
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+    with training.side_by_side(args.jobs) as pool:
         futures = [pool.submit(one, *job, args) for job in jobs]
         for future in tqdm(as_completed(futures), "trainings", len(futures)):
             future.result()

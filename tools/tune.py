@@ -11,15 +11,12 @@ data/results/APPLICATION/tuning.json.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import tempfile
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +27,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from x3mat import results
 from x3mat.applications import application
-from x3mat.training import TrainConfig, crystals_of, train, train_config
+from x3mat.training import TrainConfig, crystals_of, side_by_side, train, train_config
 
 EXAMPLES = """examples:
   python tools/tune.py zeolite-n2 --trials 20 --epochs 10
@@ -125,10 +122,9 @@ def error_of(name: str, seed: int, params: dict, *, epochs: int, limit: int, dev
             "parameters": sum(p.numel() for p in result.model.parameters())}
 
 
-def run(jobs: list[tuple], threads: int) -> None:
-    """Call :func:`search` for each job, in a process of its own with some threads."""
-    with ProcessPoolExecutor(len(jobs), mp_context=get_context("spawn"),
-                             initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+def run(jobs: list[tuple]) -> None:
+    """Call :func:`search` for each job, in a process of its own."""
+    with side_by_side(len(jobs)) as pool:
         for future in [pool.submit(search, *job) for job in jobs]:
             future.result()
 
@@ -165,8 +161,7 @@ def main() -> None:
             study.enqueue_trial(params)
     jobs = [(name, str(journal), args.seconds, args.trials, space, k, options)
             for k in range(args.jobs)]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    run(jobs, threads)
+    run(jobs)
     done = [t for t in study.get_trials() if t.state == optuna.trial.TrialState.COMPLETE]
     results.write(
         f"{name}/tuning.json",

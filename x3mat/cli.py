@@ -311,9 +311,8 @@ def _load(model: str):
     return replace(ensemble, workers=min(threads, MAX_THREADS))
 
 
-def _each(
-    files: list[str], one: Callable[[str], dict], text: Callable[[dict], str], as_json: bool
-) -> None:
+def _each(files: list[str], one: Callable[[str], dict], text: Callable[[dict], str],
+          as_json: bool) -> None:
     """Apply `one` to each file; a bad file is reported and does not stop the others."""
     from tqdm import tqdm
 

@@ -102,9 +102,8 @@ def symbol(z: int) -> str:
     return gemmi.Element(int(z)).name
 
 
-def read_crystal(
-    source: str | Path | Structure, *, symprec: float = SYMPREC, name: str | None = None
-) -> Crystal:
+def read_crystal(source: str | Path | Structure, *, symprec: float = SYMPREC,
+                 name: str | None = None) -> Crystal:
     """Read a crystal from a file or take it from a pymatgen Structure.
 
     Deuterium and tritium become hydrogen; charges and other site properties are dropped. A
@@ -214,9 +213,8 @@ def _check_cell(lattice: np.ndarray, n_atoms: int, source: object) -> None:
         raise CrystalError(source, f"{per_atom:.4g} Å3 per atom is absurd", remedy)
 
 
-def _check_distances(
-    lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray, source: object
-) -> None:
+def _check_distances(lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray,
+                     source: object) -> None:
     atoms, images = periodic_images(lattice, frac_coords, MIN_DISTANCE)
     distance, other = cKDTree(images).query(frac_coords @ lattice, k=2,
                                             distance_upper_bound=MIN_DISTANCE)
@@ -231,9 +229,8 @@ def _check_distances(
                        " Å)", "Remove duplicate or disordered atoms.")
 
 
-def periodic_images(
-    lattice: np.ndarray, frac_coords: np.ndarray, reach: float
-) -> tuple[np.ndarray, np.ndarray]:
+def periodic_images(lattice: np.ndarray, frac_coords: np.ndarray,
+                    reach: float) -> tuple[np.ndarray, np.ndarray]:
     """Atoms of the cell, (N, 3) in [0, 1), and their images within `reach` (Å) of its faces.
 
     Returns which atom each image belongs to, (M,) int64, and the positions, (M, 3) float64, in Å;
@@ -245,9 +242,8 @@ def periodic_images(
     return atoms[order], images[order] @ lattice
 
 
-def images_in_box(
-    frac_coords: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def images_in_box(frac_coords: np.ndarray, low: np.ndarray,
+                  high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Periodic images of atoms, (N, 3) in [0, 1), between two corners, (3,), all fractional.
 
     Returns which atom each image belongs to, (M,) int64, and its coordinates, (M, 3).
@@ -265,9 +261,8 @@ def _wrap(frac_coords: np.ndarray) -> np.ndarray:
 
 # --------------------------------------------------------------------------------- symmetry
 
-def _with_symmetry(
-    lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray, symprec: float, name: str
-) -> Crystal:
+def _with_symmetry(lattice: np.ndarray, species: np.ndarray, frac_coords: np.ndarray,
+                   symprec: float, name: str) -> Crystal:
     found = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -287,10 +282,9 @@ def _with_symmetry(
                    np.zeros(3), name)
 
 
-def _symmetrized(
-    lattice: np.ndarray, frac_coords: np.ndarray, rotations: np.ndarray,
-    translations: np.ndarray, equivalent_atoms: np.ndarray, symprec: float,
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _symmetrized(lattice: np.ndarray, frac_coords: np.ndarray, rotations: np.ndarray,
+                 translations: np.ndarray, equivalent_atoms: np.ndarray,
+                 symprec: float) -> tuple[np.ndarray, np.ndarray] | None:
     """Lattice and coordinates that obey the operations; None if an orbit does not close."""
     mean = np.einsum("gki,kl,glj->ij", rotations, lattice @ lattice.T, rotations) / len(rotations)
     inverse = np.linalg.inv(lattice)
@@ -443,9 +437,8 @@ def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.nda
     return np.array(rotations) / gemmi.Op.DEN, np.array(translations) / gemmi.Op.DEN
 
 
-def _site_images(
-    x: np.ndarray, rotations: np.ndarray, translations: np.ndarray, lattice: np.ndarray
-) -> np.ndarray:
+def _site_images(x: np.ndarray, rotations: np.ndarray, translations: np.ndarray,
+                 lattice: np.ndarray) -> np.ndarray:
     """Distinct images of one site, (M, 3); those on a special position are averaged."""
     images = _wrap(rotations @ x + translations)
     offset = images[None] - images[:, None]

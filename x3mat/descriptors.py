@@ -42,9 +42,8 @@ class Descriptors:
     largest_cavity: float  # diameter of the largest sphere between the atoms, Å; 0 if none fits
 
 
-def describe(
-    crystal: Crystal, radii: Mapping[int, float] = RADII, grid_step: float = GRID_STEP
-) -> Descriptors:
+def describe(crystal: Crystal, radii: Mapping[int, float] = RADII,
+             grid_step: float = GRID_STEP) -> Descriptors:
     """Geometric descriptors of a crystal.
 
     The distance d(x) from a point to the nearest atom's surface is evaluated on a grid. The void
@@ -81,9 +80,8 @@ def describe(
     return Descriptors(crystal.density, float((d > 0).mean()), max(0.0, 2 * largest))
 
 
-def _surface_distance(
-    crystal: Crystal, radii: Mapping[int, float], reach: float
-) -> Callable[[np.ndarray], np.ndarray]:
+def _surface_distance(crystal: Crystal, radii: Mapping[int, float],
+                      reach: float) -> Callable[[np.ndarray], np.ndarray]:
     """Function from points (M, 3) of the cell, Å, to distances (M,) from the nearest surface, Å."""
     trees = []
     for z in np.unique(crystal.species).tolist():
@@ -93,9 +91,8 @@ def _surface_distance(
     return lambda x: np.min([tree.query(x)[0] - radius for radius, tree in trees], axis=0)
 
 
-def _maximum(
-    distance: Callable[[np.ndarray], np.ndarray], x: np.ndarray, d: np.ndarray, box: np.ndarray
-) -> float:
+def _maximum(distance: Callable[[np.ndarray], np.ndarray], x: np.ndarray, d: np.ndarray,
+             box: np.ndarray) -> float:
     """Largest distance in the boxes (edges: rows of `box`) around the points `x`, of values `d`."""
     corners = np.array(list(product((-0.5, 0.5), repeat=3)))
     best = d.max()

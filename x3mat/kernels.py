@@ -831,8 +831,7 @@ def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Ten
     update = Attend.apply(
         h, hidden(a.radial, edges, packed), packed, s, a.of_sender.bias + a.of_receiver.bias,
         last.weight, last.bias, first[0].bias, second[0].bias, a.logit_norm.weight,
-        a.logit_norm.bias, a.logit, *(w.weight for w in first), *(w.weight for w in second),
-    )
+        a.logit_norm.bias, a.logit, *(w.weight for w in [*first, *second]))
     rows = rows[: len(update)]
     x = linear(update, a.project, rows, x[: len(update), :receivers])
     f, y = layer.feed_forward, norm(x, layer.norm_feed_forward).split([1, len(rows) - 1])

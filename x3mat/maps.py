@@ -174,10 +174,9 @@ class SiteMap:
                             "Give a folder that can be written to.") from error
 
 
-def explain(
-    structure: str | Path | Crystal | Structure, model: str | Path | Ensemble = DEFAULT_MODEL,
-    out: str | Path | None = None, *, step: float | None = None,
-) -> SiteMap:
+def explain(structure: str | Path | Crystal | Structure,
+            model: str | Path | Ensemble = DEFAULT_MODEL, out: str | Path | None = None, *,
+            step: float | None = None) -> SiteMap:
     """Map the contributions to a predicted property over the unit cell.
 
     Parameters
@@ -221,10 +220,8 @@ def interpolate(grid: np.ndarray, index: np.ndarray, order: int = 3) -> np.ndarr
     return values.reshape(index.shape[:-1])
 
 
-def cube_text(
-    grid: np.ndarray, voxels: np.ndarray, origin: np.ndarray, crystal: Crystal,
-    title: str, comment: str = "", number: str = "12.5E",
-) -> str:
+def cube_text(grid: np.ndarray, voxels: np.ndarray, origin: np.ndarray, crystal: Crystal,
+              title: str, comment: str = "", number: str = "12.5E") -> str:
     """A field, (n1, n2, n3), as the text of a Gaussian cube file with the atoms of `crystal`.
 
     The rows of `voxels`, (3, 3), are the steps of the grid along its axes, and `origin`, (3,), is
@@ -243,9 +240,8 @@ def cube_text(
     return "\n".join(lines) + "\n"
 
 
-def closed_cube(
-    crystal: Crystal, field: Callable[[np.ndarray], np.ndarray], spacing: float
-) -> tuple[np.ndarray, str]:
+def closed_cube(crystal: Crystal, field: Callable[[np.ndarray], np.ndarray],
+                spacing: float) -> tuple[np.ndarray, str]:
     """A periodic field on a grid that includes all faces of the cell, for isosurfaces.
 
     ``field`` takes fractional coordinates, (..., 3), to values, (...); ``spacing`` is the largest

@@ -206,9 +206,8 @@ class WindowGraph:
         return alone, replace(self, src=self.src[:0], dst=self.dst[:0], vector=self.vector[:0])
 
 
-def window_graph(
-    positions: Tensor, species: Tensor, ptr: Tensor, cutoff: float, radius: float
-) -> WindowGraph:
+def window_graph(positions: Tensor, species: Tensor, ptr: Tensor, cutoff: float,
+                 radius: float) -> WindowGraph:
     """The graph of windows in the layout of :class:`x3mat.Windows`: all pairs within ``cutoff``.
 
     Parameters
@@ -326,9 +325,8 @@ class SO2Convolution(nn.Module):
     Output: blocks (E, 1 or 2, rows_out[m], channels), and ``extra`` scalars (E, extra).
     """
 
-    def __init__(
-        self, rows_in: Sequence[int], rows_out: Sequence[int], channels: int, extra: int = 0
-    ):
+    def __init__(self, rows_in: Sequence[int], rows_out: Sequence[int], channels: int,
+                 extra: int = 0):
         super().__init__()
         self.rows_out, self.channels, self.extra = rows_out, channels, extra
         self.linear = nn.ModuleList(nn.Linear(a * channels, b * channels + (0 if m else extra),
@@ -351,8 +349,8 @@ class RadialNetwork(nn.Module):
         self.distance = nn.Linear(config.radial_functions, hidden)
         self.sender = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
         self.receiver = nn.Parameter(torch.empty(MAX_SPECIES + 1, hidden).uniform_(-1e-3, 1e-3))
-        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden,
-                                  outputs))
+        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+                                  nn.Linear(hidden, outputs))
 
     def forward(self, edges: Edges) -> Tensor:
         return self.rest[-1](self.hidden(edges))
@@ -392,9 +390,8 @@ class Attention(nn.Module):
         self.of_sender = SphericalLinear(l_max, c, c)
         self.of_receiver = SphericalLinear(l_max, c, c)
         self.radial = RadialNetwork(config, sum(rows) * c)
-        self.first = SO2Convolution(
-            rows, [l_max, *rows[1:]], c, extra=(1 + l_max) * c + self.n_logits
-        )
+        extra = (1 + l_max) * c + self.n_logits
+        self.first = SO2Convolution(rows, [l_max, *rows[1:]], c, extra)
         self.second = SO2Convolution(rows, [l_out + 1 - m for m in range(self.m_max + 1)], c)
         self.logit_norm = nn.LayerNorm(self.LOGIT_CHANNELS)
         logit = torch.empty(self.heads, self.LOGIT_CHANNELS).uniform_(-0.25, 0.25)
@@ -503,9 +500,8 @@ class X3Mat(nn.Module):
         self.degree_embedding = RadialNetwork(config, (l_max + 1) * c)
         self.wigner = WignerMatrices(l_max, config.m_max)
         # Only scalars of the probes are read out, so that is all that the last block computes.
-        self.blocks = nn.ModuleList(
-            Block(config, l_max if k + 1 < config.layers else 0) for k in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, l_max if k + 1 < config.layers else 0)
+                                    for k in range(config.layers))
         self.norm = nn.LayerNorm(c)
         self.head = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, config.outputs))
         centers = torch.linspace(0, max(config.cutoff, config.radius), config.radial_functions)
@@ -625,13 +621,10 @@ class X3Mat(nn.Module):
         nodes = torch.cat([graph.species.new_zeros(n_windows), graph.species])
         elements = torch.arange(MAX_SPECIES + 1, device=positions.device)
         return Edges(
-            src=torch.cat([atoms, src]) + n_windows,
-            dst=torch.cat([graph.window, dst + n_windows]),
-            vector=vector,
-            weight=torch.cat([inside, near]),
+            src=torch.cat([atoms, src]) + n_windows, vector=vector,
+            dst=torch.cat([graph.window, dst + n_windows]), weight=torch.cat([inside, near]),
             basis=torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2),
-            element=(nodes[:, None] == elements).to(positions),
-        )
+            element=(nodes[:, None] == elements).to(positions))
 
     def _embed(self, edges: Edges, n_windows: int) -> Tensor:
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
@@ -672,9 +665,8 @@ class X3Mat(nn.Module):
         return contributions((self,), windows, max_atoms)[0]
 
 
-def contributions(
-    models: Sequence[X3Mat], windows, max_atoms: int, apply: Callable[..., Iterable] = map
-) -> Tensor:
+def contributions(models: Sequence[X3Mat], windows, max_atoms: int,
+                  apply: Callable[..., Iterable] = map) -> Tensor:
     """Contributions of all windows of a crystal, (models, W, outputs).
 
     ``max_atoms`` bounds the atoms of windows in memory at a time; ``apply`` may be the ``map`` of
@@ -696,9 +688,8 @@ def contributions(
 
 
 @torch.no_grad()  # here: the threads of an executor do not inherit it
-def _contributions(
-    graph: WindowGraph, geometry: tuple, model: X3Mat, atoms: list[Tensor] | None
-) -> Tensor:
+def _contributions(graph: WindowGraph, geometry: tuple, model: X3Mat,
+                   atoms: list[Tensor] | None) -> Tensor:
     if atoms is None:
         return model.network(graph, geometry)
     return model.read(graph.n_windows, geometry, atoms)

@@ -155,9 +155,8 @@ def _checkpoints(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(path.glob("*.pt"))
 
 
-def predict(
-    structure: str | Path | Crystal | Structure, model: str | Path | Ensemble = DEFAULT_MODEL
-) -> Prediction:
+def predict(structure: str | Path | Crystal | Structure,
+            model: str | Path | Ensemble = DEFAULT_MODEL) -> Prediction:
     """Predict a property of a crystal.
 
     Parameters

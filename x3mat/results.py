@@ -60,11 +60,9 @@ def git_revision() -> str | None:
 
 def provenance(*, seed: int | list[int] | None, command: str, wall_s: float) -> dict[str, Any]:
     """Where a number comes from: command, seed, versions, hardware, wall time (s), date, commit."""
-    return {
-        "command": command, "seed": seed, "versions": versions(), "hardware": hardware(),
-        "wall_s": round(float(wall_s), 3),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "git": git_revision(),
-    }
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"command": command, "seed": seed, "versions": versions(), "hardware": hardware(),
+            "wall_s": round(float(wall_s), 3), "date": date, "git": git_revision()}
 
 
 def plain(value: Any) -> Any:
@@ -106,10 +104,8 @@ def write_json(path: str | Path, payload: Any) -> Path:
     return Path(path)
 
 
-def write(
-    relative_path: str | Path, payload: dict[str, Any], *,
-    seed: int | list[int] | None, command: str, wall_s: float,
-) -> Path:
+def write(relative_path: str | Path, payload: dict[str, Any], *, seed: int | list[int] | None,
+          command: str, wall_s: float) -> Path:
     """Write `payload`, as "provenance" with its :func:`provenance`, below ``data/results``.
 
     `payload` is what :func:`plain` makes JSON of, `seed` that of everything random (None if nothing

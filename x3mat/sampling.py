@@ -182,9 +182,8 @@ def grid_orbits(crystal: Crystal, points: tuple[int, int, int]) -> np.ndarray:
     return first
 
 
-def cut_spheres(
-    crystal: Crystal, centers: np.ndarray, radius: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut_spheres(crystal: Crystal, centers: np.ndarray,
+                radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Atoms within ``radius`` + 1e-6 Å of each centre, every periodic image once.
 
     ``centers``, (W, 3), are fractional; ``radius`` is in Å. Returns ``ptr``, (W + 1,) int64,

@@ -45,10 +45,9 @@ COLUMNS = {"file": "", "name": "", "value": np.nan, "std": np.nan, "n_atoms": 0,
            "n_orbits": 0, "warnings": "", "error": "", "cause": "", "remedy": "", "model": ""}
 
 
-def screen(
-    sources: Sequence[str], ensemble: Ensemble, out: str | Path, *, shard: tuple[int, int] = (0, 1),
-    read: Callable[[str], Crystal] = databases.crystal, max_atoms: int = 0, progress: bool = False,
-) -> pd.DataFrame:
+def screen(sources: Sequence[str], ensemble: Ensemble, out: str | Path, *,
+           shard: tuple[int, int] = (0, 1), read: Callable[[str], Crystal] = databases.crystal,
+           max_atoms: int = 0, progress: bool = False) -> pd.DataFrame:
     """Predict a property of many crystals, and keep the results in a folder of Parquet files.
 
     Parameters
@@ -126,9 +125,8 @@ def _write(out: str | Path, rows: list[dict]) -> pd.DataFrame:
     return frame
 
 
-def cut(
-    read: Callable[[str], Crystal], ensemble: Ensemble, source: str
-) -> tuple[dict, Windows | None]:
+def cut(read: Callable[[str], Crystal], ensemble: Ensemble,
+        source: str) -> tuple[dict, Windows | None]:
     """A row of the results as far as it is known, and the windows of ``read(source)``; None, and
     why in the row, if something goes wrong."""
     row = {**COLUMNS, "file": source}
@@ -148,9 +146,8 @@ def cut(
             "n_windows": windows.n_windows, "n_orbits": windows.n_orbits}, windows
 
 
-def evaluate(
-    models: Sequence[X3Mat], cuts: Iterable[tuple[Any, Windows | None]], max_atoms: int = 0
-) -> Iterator[tuple[Any, np.ndarray]]:
+def evaluate(models: Sequence[X3Mat], cuts: Iterable[tuple[Any, Windows | None]],
+             max_atoms: int = 0) -> Iterator[tuple[Any, np.ndarray]]:
     """What came with the windows of each crystal, and its :func:`means`, (models, outputs); nan
     without windows. The next crystals are fetched while a GPU still works on some."""
     abouts, part, launched = [], [], []

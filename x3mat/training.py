@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import islice
-from multiprocessing import get_context
+from itertools import count, islice
+from multiprocessing import SimpleQueue, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -50,7 +51,7 @@ from x3mat.predict import Ensemble
 from x3mat.sampling import STRIDE, Windows, neighbours, sample_windows, windows_at
 from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen
 
-EXAMPLES = 64  # batches of each of two epochs whose sizes are captured
+EXAMPLES = 128  # batches whose sizes are captured
 CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
 #: Windows of each crystal in a validation on drawn windows, by what atoms hear.
 CHECKED_WINDOWS = {"window": 8, "crystal": 32}
@@ -155,11 +156,10 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     holds the whole batch.
     """
     parts = chunks(batch.ptr["positions"].tolist(), max_atoms)
-    recompute = len(parts) > 1 and torch.is_grad_enabled()
-    contributions = [
-        checkpoint(model.network, batch.graph(a, b), use_reentrant=False) if recompute
-        else model.network(batch.graph(a, b)) for a, b in parts
-    ]
+    network = model.network
+    if len(parts) > 1 and torch.is_grad_enabled():
+        network = partial(checkpoint, network, use_reentrant=False)
+    contributions = [network(batch.graph(a, b)) for a, b in parts]
     weighted = torch.cat(contributions) * batch.share[:, None]
     return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)
 
@@ -174,21 +174,12 @@ class Flat(torch.nn.Module):
     def __init__(self, model: X3Mat):
         super().__init__()
         self.model, self.config = model.requires_grad_(False), model.config
-        aligned = [torch.nn.functional.pad(p.flatten(), (0, -p.numel() % 4))  # to 16 bytes
-                   for p in model.parameters()]
-        self.vector, self._sizes = torch.nn.Parameter(torch.cat(aligned)), list(map(len, aligned))
-        self._tie()
-
-    def _parts(self, vector: Tensor) -> list[Tensor]:
-        parts = zip(vector.split(self._sizes), self.model.parameters(), strict=True)
-        return [x[: p.numel()].view_as(p) for x, p in parts]
-
-    def _tie(self) -> None:
-        for p, part in zip(self.model.parameters(), self._parts(self.vector.data), strict=True):
-            p.data = part
+        self.vector = torch.nn.Parameter(parameters_to_vector(model.parameters()))
+        self._apply(lambda x: x)
 
     def _apply(self, *args, **kwargs) -> Flat:  # Module's, which moves tensors one by one
-        super()._apply(*args, **kwargs)._tie()
+        super()._apply(*args, **kwargs)
+        vector_to_parameters(self.vector.data, self.model.parameters())
         return self
 
     def forward(self, graph: WindowGraph) -> Tensor:
@@ -196,9 +187,10 @@ class Flat(torch.nn.Module):
 
     def network(self, graph: WindowGraph) -> Tensor:
         """:meth:`x3mat.model.X3Mat.network`, with a gradient of the vector."""
-        names = (f"model.{name}" for name, _ in self.model.named_parameters())
-        parts = dict(zip(names, self._parts(self.vector), strict=True))
-        return functional_call(self, parts, (graph,))
+        parts = self.vector.split([p.numel() for p in self.model.parameters()])
+        named = zip(parts, self.model.named_parameters(), strict=True)
+        return functional_call(self, {f"model.{name}": x.view_as(p) for x, (name, p) in named},
+                               (graph,))
 
 
 class Replayed:
@@ -251,9 +243,8 @@ class Replayed:
         return pad(batch, size, windows, self.model.config)
 
 
-def pad(
-    batch: Batch, size: tuple[int, ...], windows: int, config: X3MatConfig
-) -> tuple[Tensor, ...]:
+def pad(batch: Batch, size: tuple[int, ...], windows: int,
+        config: X3MatConfig) -> tuple[Tensor, ...]:
     """The arguments of :class:`PaddedMean`: a batch with at least one atom and window more.
 
     Atoms are added on the surface of windows without a share, and pairs from these atoms to all:
@@ -452,7 +443,7 @@ class Batches:
     """This device's items of each batch: every ``of``-th, or where none is left the first, which
     :class:`Learner` does not count."""
 
-    order: Callable[[], Sequence]  # of all n, asked for at the beginning of each epoch
+    orders: Callable[[], Iterable[Sequence]]  # of all n, in each epoch; asked for at the beginning
     n: int
     size: int
     rank: int
@@ -462,9 +453,28 @@ class Batches:
         return math.ceil(self.n / self.size)
 
     def __iter__(self) -> Iterator[Sequence]:
-        order = self.order()
-        for k in range(0, self.n, self.size):
-            yield order[k : k + self.size][self.rank :: self.of] or [order[k]]
+        for order in self.orders():
+            for k in range(0, self.n, self.size):
+                yield order[k : k + self.size][self.rank :: self.of] or [order[k]]
+
+
+@dataclass
+class Endless:
+    """The batches of a loader, as many as it says at a time, of which Lightning makes an epoch; the
+    processes of the loader make the first of the next epoch while one ends."""
+
+    loader: DataLoader
+    batches: Iterator[PackedBatch] | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        self.batches = self.batches or iter(self.loader)
+        return islice(self.batches, len(self))
+
+    def close(self) -> None:
+        self.batches = None  # ends the processes
 
 
 class Learner(L.LightningModule):
@@ -476,7 +486,7 @@ class Learner(L.LightningModule):
         self.config, self.jobs = config, jobs
         self.train_set, self.validation_set = train, validation
         self.weights = Flat(network(config.model))
-        self.average = self.weights.vector.detach().clone()
+        self.register_buffer("average", self.weights.vector.detach().clone())
         self.history: list[dict[str, float]] = []
         self._began = time.perf_counter()
         self._sums: dict[str, Tensor] = {}  # of the errors in this epoch, and how many
@@ -488,44 +498,44 @@ class Learner(L.LightningModule):
     def model(self) -> X3Mat:
         return self.weights.model
 
-    def train_dataloader(self) -> DataLoader:
-        # Lightning asks for the first order before it knows the epoch of a resumed run
-        return self._loader(self.train_set, lambda: self._order(len(self.history)), kept=True)
+    def train_dataloader(self) -> Endless:
+        # Lightning asks for it before it knows the epoch of a resumed run
+        return Endless(self._loader(
+            self.train_set, lambda: map(self._order, count(len(self.history)))))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation_set, lambda: range(len(self.validation_set)))
+        return self._loader(self.validation_set, lambda: [range(len(self.validation_set))])
 
     def _order(self, epoch: int) -> Sequence:
         rng = np.random.default_rng([self.config.seed, epoch])
         order = rng.permutation(len(self.train_set)).tolist()
         return [(epoch, i) for i in order] if isinstance(self.train_set, DrawnWindows) else order
 
-    def _loader(self, data: Crystals, order: Callable[[], Sequence], kept=False) -> DataLoader:
-        """Batches of ``data``, made by processes that are kept from epoch to epoch or not."""
-        batches = Batches(order, len(data), self.config.crystals_per_step, self.global_rank,
+    def _loader(self, data: Crystals, orders: Callable[[], Iterable[Sequence]]) -> DataLoader:
+        batches = Batches(orders, len(data), self.config.crystals_per_step, self.global_rank,
                           self.trainer.world_size)
         work = isinstance(data, DrawnWindows)
         options = processes(len(data) * work, self.jobs * self.trainer.num_devices)
-        return DataLoader(data, batch_sampler=batches, persistent_workers=kept and bool(options),
-                          collate_fn=lambda items: PackedBatch.of(collate(items)),
-                          pin_memory=self.device.type == "cuda", **options)
+        return DataLoader(data, batch_sampler=batches, pin_memory=self.device.type == "cuda",
+                          collate_fn=lambda items: PackedBatch.of(collate(items)), **options)
 
     def on_train_start(self) -> None:
-        # Lightning 2.6 has processes tell each other before each step whether to stop, for which
-        # they wait for the GPU; after a step each still sees whether it was told itself
+        # for it Lightning 2.6 waits for the GPU in each step; a process that is told to stop does
         self.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        self.average = self.average.to(self.device, copy=True)
         if self.device.type != "cuda":
             return
         torch.set_float32_matmul_precision("high")  # 10 bits of mantissa are enough for gradients
         crystals = math.ceil(self.config.crystals_per_step / self.trainer.world_size)
-        examples = [b.to(self.device) for epoch in range(2) for b in islice(
-            self._loader(self.train_set, partial(self._order, epoch)), EXAMPLES)]
-        self._replayed = Replayed(self.weights, crystals,
-                                  crystals * self.config.windows_per_crystal,
+        loader = self._loader(self.train_set, lambda: map(self._order, count()))
+        examples = [batch.to(self.device) for batch in islice(loader, EXAMPLES)]
+        windows = crystals * self.config.windows_per_crystal
+        self._replayed = Replayed(self.weights, crystals, windows,
                                   [b for b in examples if len(b.species) <= CAPTURED_ATOMS])
         trial = examples[0].graph(*chunks(examples[0].ptr["positions"].tolist(), TRIAL_ATOMS)[0])
         self._max_atoms = self.config.max_atoms or fitting_atoms(self.weights, trial, True)
+
+    def on_train_end(self) -> None:
+        self.trainer.train_dataloader.close()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._mean_error("train_mae", batch, batch_idx, len(self.train_set))
@@ -574,11 +584,11 @@ class Learner(L.LightningModule):
         self._sums = {}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["history"], checkpoint["average"] = self.history, self.average
+        checkpoint["history"] = self.history
         checkpoint["seconds"] = time.perf_counter() - self._began  # with those before a kill
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.history, self.average = list(checkpoint["history"]), checkpoint["average"]
+        self.history = list(checkpoint["history"])
         self._began -= checkpoint["seconds"]
 
     def configure_optimizers(self) -> dict:
@@ -615,11 +625,10 @@ class TrainResult:
     wall_s: float
 
 
-def train(
-    config: TrainConfig, train_set: Crystals, validation_set: Crystals, folder: str | Path, *,
-    device: str = "auto", devices: int | str = 1, check_every: int = 5, progress: bool = True,
-    jobs: int = 1, callbacks: Sequence[L.Callback] = (), network: Callable[..., X3Mat] = X3Mat,
-) -> TrainResult:
+def train(config: TrainConfig, train_set: Crystals, validation_set: Crystals, folder: str | Path, *,
+          device: str = "auto", devices: int | str = 1, check_every: int = 5, progress: bool = True,
+          jobs: int = 1, callbacks: Sequence[L.Callback] = (),
+          network: Callable[..., X3Mat] = X3Mat) -> TrainResult:
     """Train a model; resume if ``folder`` holds the checkpoint of an interrupted run.
 
     Parameters
@@ -674,15 +683,13 @@ def train(
         # of several processes this one may have trained nothing
         state = torch.load(last, map_location="cpu", weights_only=False)
         learner.load_state_dict(state["state_dict"])
-        learner.average = state["average"]
         learner.exchange()
     model = learner.model.requires_grad_(True).to(device_used).eval()
     return TrainResult(model, state["history"], state["seconds"])
 
 
-def crystals_of(
-    application: Application, names: Sequence[str], config: TrainConfig, training: bool
-) -> Crystals:
+def crystals_of(application: Application, names: Sequence[str], config: TrainConfig,
+                training: bool) -> Crystals:
     """An application's crystals with targets, windows drawn as for training or all of them.
 
     An application of thousands of crystals has its windows drawn for validation, too, always the
@@ -735,12 +742,10 @@ def train_config(application: Application, changes: Sequence[str] = ()) -> Train
     return TrainConfig(**{**config, "model": X3MatConfig(**config["model"])})
 
 
-def train_fold(
-    application: Application, fold: int, config: TrainConfig, *,
-    models: Path | None = None, records: Path | None = None, runs: str | Path = "runs",
-    limit: int | None = None, device: str = "auto", devices: int | str = 1, progress: bool = True,
-    jobs: int = 1,
-) -> dict:
+def train_fold(application: Application, fold: int, config: TrainConfig, *,
+               models: Path | None = None, records: Path | None = None, runs: str | Path = "runs",
+               limit: int | None = None, device: str = "auto", devices: int | str = 1,
+               progress: bool = True, jobs: int = 1) -> dict:
     """Train on a fold of an application, predict its rest, write a checkpoint; the record of it.
 
     Under torchrun, all processes but the first only train and return an empty record.
@@ -802,19 +807,34 @@ def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]
     """Call :func:`train_fold` for several (fold, config), ``jobs`` at a time.
 
     Small networks leave most of a GPU, or of a processor with many cores, idle; several runs side
-    by side, each in a process of its own, fill it. Returns the records in the order of ``plan``.
+    by side fill it, and all GPUs. Returns the records in the order of ``plan``.
     """
     if jobs == 1:
         return [train_fold(application, fold, config, **options) for fold, config in plan]
     options = {**options, "progress": False, "jobs": jobs}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"),
-                             initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with side_by_side(jobs, options.get("devices", 1)) as pool:
         futures = [pool.submit(train_fold, application, *run, **options) for run in plan]
         for _ in tqdm(as_completed(futures), total=len(futures), unit="run",
                       disable=not sys.stderr.isatty()):
             pass
         return [future.result() for future in futures]
+
+
+def side_by_side(jobs: int, devices: int = 1) -> ProcessPoolExecutor:
+    """Processes for ``jobs`` trainings at a time. Each has its share of the processors and, if it
+    is for one device, sees one of the GPUs, in turn."""
+    context = get_context("spawn")
+    every = ",".join(map(str, range(torch.cuda.device_count())))
+    every = os.environ.get("CUDA_VISIBLE_DEVICES", every)
+    gpus, queue = every.split(",") if devices == 1 else [every], context.SimpleQueue()
+    for k in range(jobs):
+        queue.put(gpus[k % len(gpus)])
+    return ProcessPoolExecutor(jobs, context, _settle, ((os.cpu_count() or 1) // jobs or 1, queue))
+
+
+def _settle(threads: int, gpus: SimpleQueue) -> None:
+    torch.set_num_threads(threads)
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
 
 
 def _domain(application: Application, names: Sequence[str]) -> dict:
