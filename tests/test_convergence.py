@@ -198,7 +198,7 @@ def test_steps_of_two_crystals(tmp_path, monkeypatch):
 
 
 def test_a_tiny_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(convergence, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
+    monkeypatch.setattr(convergence, "side_by_side", ThreadPoolExecutor)
     monkeypatch.setattr(convergence, "train_config", lambda chosen, changes: train_config(
         chosen, [*changes, "model.channels=8", "windows_per_crystal=2"]))  # fmt: skip
     shipped = results.read(f"{NAME}/radii.json")
@@ -218,7 +218,7 @@ def test_a_tiny_training(tmp_path, monkeypatch):
 
 
 def test_a_tiny_training_of_variants(tmp_path, monkeypatch):
-    monkeypatch.setattr(convergence, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
+    monkeypatch.setattr(convergence, "side_by_side", ThreadPoolExecutor)
     monkeypatch.setattr(convergence, "train_config", lambda chosen, changes=(): train_config(
         chosen, [*changes, "model.channels=8", "windows_per_crystal=2"]))  # fmt: skip
     shipped = results.read("qmof-gap/variants.json")

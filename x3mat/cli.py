@@ -44,8 +44,7 @@ os.environ.setdefault("SPGLIB_WARNING", "OFF")  # where it finds no group, a cry
 
 Files = Annotated[list[str], typer.Argument(
     metavar="FILE", help="CIF, POSCAR or extxyz files, crystals such as iza:LTA, folders, or"
-    " databases: iza, core-mof:ASR, core-mof:FSR, qmof.",
-    show_default=False)]
+    " databases: iza, core-mof:ASR, core-mof:FSR, qmof.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: an object, for several a list.")]
 Model = Annotated[str, typer.Option(help="Name of a shipped model, a checkpoint, or a folder.")]
 Application = Annotated[str, typer.Argument(help="For example zeolite-n2.")]
@@ -82,8 +81,7 @@ def windows(
             "grid": list(w.grid), "n_windows": w.n_windows, "n_orbits": w.n_orbits,
             "atoms_per_window": {"min": min(atoms), "median": float(median(atoms)),
                                  "max": max(atoms)},
-            "seconds": round(seconds, 4),
-        }
+            "seconds": round(seconds, 4)}
 
     def text(r: dict) -> str:
         n = r["atoms_per_window"]
@@ -197,7 +195,7 @@ def train(
         help="Use only so many crystals of each part.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices that share a run.")] = 1,
-    jobs: Annotated[int, typer.Option(help="Runs side by side.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Runs side by side, on all GPUs.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
     """Train models of an application on its folds; a killed run resumes when called again.
@@ -265,11 +263,10 @@ def data_describe(application: Application, as_json: Json = False) -> None:
     chosen = find(application)
     table = chosen.labels()
     description = {
-        **_about(chosen), "n_crystals": len(table),
-        "columns": [table.index.name, *table.columns], "targets": list(chosen.columns),
+        **_about(chosen), "n_crystals": len(table), "columns": [table.index.name, *table.columns],
+        "targets": list(chosen.columns),
         "folds": [{"n_train": len(f.train), "n_rest": len(f.rest)} for f in chosen.folds()],
-        "range": {c: table[c].agg(["min", "median", "max"]).to_dict() for c in chosen.columns},
-    }
+        "range": {c: table[c].agg(["min", "median", "max"]).to_dict() for c in chosen.columns}}
     _print(description, as_json, lambda d: "\n".join(f"{k}: {v}" for k, v in d.items()))
 
 

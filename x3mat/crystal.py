@@ -339,8 +339,7 @@ def _refusing(kind: str, source: object, remedy: str = "Restore it; it may be tr
 
 
 _UNQUOTED = re.compile(
-    r"^(\s*_\S+)[ \t]+([^'\"\s_;#][^'\"#\r\n]*[ \t][^'\"#\r\n]*?)[ \t]*(\r?)$", re.MULTILINE
-)
+    r"^(\s*_\S+)[ \t]+([^'\"\s_;#][^'\"#\r\n]*[ \t][^'\"#\r\n]*?)[ \t]*(\r?)$", re.MULTILINE)
 _CELL_TAGS = [*(f"_cell_length_{x}" for x in "abc"),
               *(f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma"))]
 

@@ -163,9 +163,8 @@ def spherical_harmonics(vectors: Tensor, l_max: int) -> Tensor:
             scaled = math.sqrt((2 * l_ + 1) * (2 if m else 1) * ratio) * legendre
             rows[l_][l_ - m] = scaled * sine
             rows[l_][l_ + m] = scaled * cosine
-            before, legendre = legendre, (
-                (2 * l_ + 1) * y * legendre - (l_ + m) * square * before
-            ) / (l_ + 1 - m)
+            after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
+            before, legendre = legendre, after
         cosine, sine = z * cosine - x * sine, x * cosine + z * sine
     return torch.stack([value for row in rows for value in row], dim=-1)
 

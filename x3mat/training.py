@@ -458,23 +458,12 @@ class Batches:
                 yield order[k : k + self.size][self.rank :: self.of] or [order[k]]
 
 
-@dataclass
-class Endless:
-    """The batches of a loader, as many as it says at a time, of which Lightning makes an epoch; the
-    processes of the loader make the first of the next epoch while one ends."""
-
-    loader: DataLoader
-    batches: Iterator[PackedBatch] | None = None
-
-    def __len__(self) -> int:
-        return len(self.loader)
+class Endless(DataLoader):
+    """Goes on from epoch to epoch: while one ends, its processes make batches of the next."""
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        self.batches = self.batches or iter(self.loader)
+        self.batches = getattr(self, "batches", None) or super().__iter__()
         return islice(self.batches, len(self))
-
-    def close(self) -> None:
-        self.batches = None  # ends the processes
 
 
 class Learner(L.LightningModule):
@@ -498,10 +487,10 @@ class Learner(L.LightningModule):
     def model(self) -> X3Mat:
         return self.weights.model
 
-    def train_dataloader(self) -> Endless:
+    def train_dataloader(self) -> DataLoader:
         # Lightning asks for it before it knows the epoch of a resumed run
-        return Endless(self._loader(
-            self.train_set, lambda: map(self._order, count(len(self.history)))))
+        return self._loader(self.train_set, lambda: map(self._order, range(
+            len(self.history), self.config.epochs)), Endless)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self.validation_set, lambda: [range(len(self.validation_set))])
@@ -511,13 +500,15 @@ class Learner(L.LightningModule):
         order = rng.permutation(len(self.train_set)).tolist()
         return [(epoch, i) for i in order] if isinstance(self.train_set, DrawnWindows) else order
 
-    def _loader(self, data: Crystals, orders: Callable[[], Iterable[Sequence]]) -> DataLoader:
+    def _loader(self, data: Crystals, orders: Callable[[], Iterable[Sequence]],
+                kind: type[DataLoader] = DataLoader) -> DataLoader:
         batches = Batches(orders, len(data), self.config.crystals_per_step, self.global_rank,
                           self.trainer.world_size)
         work = isinstance(data, DrawnWindows)
         options = processes(len(data) * work, self.jobs * self.trainer.num_devices)
-        return DataLoader(data, batch_sampler=batches, pin_memory=self.device.type == "cuda",
-                          collate_fn=lambda items: PackedBatch.of(collate(items)), **options)
+        return kind(data, batch_sampler=batches, pin_memory=self.device.type == "cuda",
+                    persistent_workers=kind is Endless and bool(options),
+                    collate_fn=lambda items: PackedBatch.of(collate(items)), **options)
 
     def on_train_start(self) -> None:
         # for it Lightning 2.6 waits for the GPU in each step; a process that is told to stop does
@@ -533,9 +524,6 @@ class Learner(L.LightningModule):
                                   [b for b in examples if len(b.species) <= CAPTURED_ATOMS])
         trial = examples[0].graph(*chunks(examples[0].ptr["positions"].tolist(), TRIAL_ATOMS)[0])
         self._max_atoms = self.config.max_atoms or fitting_atoms(self.weights, trial, True)
-
-    def on_train_end(self) -> None:
-        self.trainer.train_dataloader.close()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._mean_error("train_mae", batch, batch_idx, len(self.train_set))
