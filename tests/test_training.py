@@ -423,6 +423,15 @@ def test_finished_run_gives_its_averaged_weights_again(windows, tmp_path):
     assert not any(torch.equal(v, raw[k]) for k, v in kept.items())
 
 
+def test_state_of_another_network_is_refused(windows, tmp_path):
+    fit(windows, tmp_path, replace(SMALL, epochs=1))
+    other = replace(SMALL, epochs=2, model=replace(SMALL.model, channels=4))
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(DataError, match=r"another network.*delete it"):
+        fit(windows, tmp_path, other)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (2, 0.25), (10**6, SMALL.ema)])
 def test_average_of_weights(windows, monkeypatch, step, decay):
     monkeypatch.setattr(Learner, "global_step", step)

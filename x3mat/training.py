@@ -633,7 +633,8 @@ def train(config: TrainConfig, train_set: Crystals, validation_set: Crystals, fo
     callbacks : Lightning's, called in each epoch and step
     network : makes an untrained network of its configuration
 
-    Raises a DataError if windows and targets differ in number, or a target is not finite.
+    Raises a DataError if windows and targets differ in number, a target is not finite, or the state
+    in ``folder`` is of another network.
     """
     for data in (train_set, validation_set):
         shape = (len(data), config.model.outputs)
@@ -665,6 +666,11 @@ def train(config: TrainConfig, train_set: Crystals, validation_set: Crystals, fo
         precision = torch.get_float32_matmul_precision()
         try:
             trainer.fit(learner, ckpt_path=last if last.exists() else None)
+        except RuntimeError as error:
+            if "loading state_dict" in str(error):
+                raise DataError(last, "it is the state of a run with another network",
+                                "delete it, or choose another folder of runs") from error
+            raise
         finally:
             torch.set_float32_matmul_precision(precision)
         # a run that had already ended is not trained again and would keep unaveraged weights, and
