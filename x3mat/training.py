@@ -511,7 +511,7 @@ class Learner(L.LightningModule):
                     collate_fn=lambda items: PackedBatch.of(collate(items)), **options)
 
     def on_train_start(self) -> None:
-        # for it Lightning 2.6 waits for the GPU in each step; a process that is told to stop does
+        # it waits for the GPU in each step; a process that is told to stop does so without it
         self.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if self.device.type != "cuda":
             return
