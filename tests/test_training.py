@@ -6,6 +6,7 @@ import copy
 import json
 import multiprocessing
 import os
+import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from summarize import main, summarize
 from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import APPLICATIONS, Fold, application
 from x3mat.descriptors import describe
-from x3mat.errors import DataError
+from x3mat.errors import DataError, ModelError
 from x3mat.model import X3Mat, X3MatConfig, fitting_atoms, load_checkpoint, window_graph
 from x3mat.sampling import STRIDE, cut_spheres, neighbours
 from x3mat.screening import means, read_results
@@ -28,6 +29,7 @@ from x3mat.training import (
     Batches,
     CrystalWindows,
     DrawnWindows,
+    Endless,
     Flat,
     Learner,
     PackedBatch,
@@ -210,21 +212,6 @@ def test_one_vector_has_the_gradients_of_all_weights(windows, encoding):
     assert [p.requires_grad for p in flat.parameters()].count(True) == 1
 
 
-def test_processes_do_not_ask_each_other_in_each_step(windows, tmp_path, monkeypatch):
-    """As Lightning's loop does, for which the host waits for the GPU."""
-    asked = []
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_, **__: asked.append("loop"))
-
-    class Ask(L.Callback):
-        def on_train_batch_start(self, trainer, *_):
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
-
-    data = CrystalWindows(windows, TARGETS, SMALL.model)
-    train(replace(SMALL, epochs=1), data, data, tmp_path, device="cpu", progress=False,
-          callbacks=[Ask()])
-    assert not asked
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("encoding", ["window", "crystal"])
 def test_replayed_steps_are_those_of_the_reference(windows, encoding):
@@ -364,7 +351,6 @@ def test_resumed_equals_uninterrupted(windows, tmp_path, monkeypatch, workers):
 
 
 def test_the_processes_that_cut_windows_live_as_long_as_the_training(tmp_path, monkeypatch):
-    """And go on with the next epoch while one ends."""
     monkeypatch.setattr("x3mat.training.processes", lambda *_: {
         "num_workers": 1, "multiprocessing_context": "fork", "prefetch_factor": 2})
     seen = []
@@ -382,18 +368,71 @@ def test_the_processes_that_cut_windows_live_as_long_as_the_training(tmp_path, m
     assert seen[0][0] not in [p.pid for p in multiprocessing.active_children()]
 
 
-def gpus_of_this_process(_):
-    time.sleep(0.5)
+def gpus_of_this_process(folder):
+    """When both processes are there."""
+    (folder / str(os.getpid())).touch()
+    for _ in range(1200):
+        if len(list(folder.iterdir())) == 2:
+            break
+        time.sleep(0.05)
     return os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()
 
 
-@pytest.mark.parametrize(("devices", "expected"), [(1, {"3", "5"}), (2, {"3,5"})])
-def test_trainings_side_by_side_have_a_gpu_each(monkeypatch, devices, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+@pytest.mark.parametrize(("devices", "expected"), [
+    (1, {"3", "5"}), (2, {"3,5", "7,9"}), (3, {"3,5,7", "9,3,5"}), (5, {"3,5,7,9", "5,7,9,3"}),
+])  # fmt: skip
+def test_trainings_side_by_side_have_gpus_of_their_own(monkeypatch, tmp_path, devices, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9,-1,11")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # what follows -1 does not count
     with side_by_side(2, devices) as pool:
-        found = list(pool.map(gpus_of_this_process, range(6)))
+        found = [pool.submit(gpus_of_this_process, tmp_path) for _ in range(2)]
+        found = [future.result() for future in found]
     assert {gpus for gpus, _ in found} == expected
-    assert {threads for _, threads in found} == {max(1, os.cpu_count() // 2)}
+    assert {threads for _, threads in found} == {torch.get_num_threads() // 2 or 1}
+
+
+def test_a_loader_goes_on_from_epoch_to_epoch():
+    asked = []
+
+    def orders():
+        for epoch in range(3):
+            asked.append(epoch)
+            yield [10 * epoch + i for i in range(5)]
+
+    loader = Endless(range(100), batch_sampler=Batches(orders, 5, 2, 0, 1), collate_fn=list)
+    epochs = [list(loader) for _ in range(3)]
+    assert len(loader) == 3
+    assert epochs == [[[k, k + 1], [k + 2, k + 3], [k + 4]] for k in (0, 10, 20)]
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("change", ["freeze", "double"])
+def test_weights_of_one_vector_are_alike(change):
+    model = X3Mat(SMALL.model)
+    if change == "freeze":
+        model.head.requires_grad_(False)
+    else:
+        model.head.double()
+    with pytest.raises(ModelError, match="frozen or of another type"):
+        Flat(model)
+
+
+class CountQuestions(L.Callback):
+    """How often a process asks the others something between the steps of a training."""
+
+    asked = 0
+
+    def on_train_start(self, trainer, learner):
+        broadcast = torch.distributed.broadcast
+
+        def counted(*args, **kwargs):
+            self.asked += 1
+            return broadcast(*args, **kwargs)
+
+        torch.distributed.broadcast = counted
+
+    def state_dict(self):
+        return {"asked": self.asked, "ends": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL}
 
 
 def test_two_devices_take_the_steps_of_one(tmp_path):
@@ -401,10 +440,14 @@ def test_two_devices_take_the_steps_of_one(tmp_path):
     config = replace(SMALL, epochs=3, crystals_per_step=3)
     found = [
         train(config, drawn(), drawn(seed=1, names=CODES[:1]), tmp_path / str(devices),
-              device="cpu", devices=devices, check_every=1, progress=False)
+              device="cpu", devices=devices, check_every=1, progress=False,
+              callbacks=[CountQuestions()])
         for devices in (1, 2)
     ]  # fmt: skip
     one, two = found
+    state = torch.load(tmp_path / "2" / "last.ckpt", weights_only=False)["callbacks"]
+    # Lightning's loop would ask before each step, and wait for the GPU for the answer
+    assert state[CountQuestions.__qualname__] == {"asked": 0, "ends": True}
     assert all({"train_mae", "val_mae"} < set(row) for row in two.history)
     for a, b in zip(one.history, two.history, strict=True):
         assert b.pop("seconds") > 0 < a.pop("seconds")

@@ -196,8 +196,7 @@ def turned_back(acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, 
 
 
 # --------------------------------------------------------------------------- kernels
-# h: (S, N, 2C), of_sender and of_receiver side by side. Letters as in model.py; n_edges,
-# n_nodes: E, N.
+# h: (S, N, 2C), of_sender and of_receiver side by side; n_edges, n_nodes: E, N as in model.py.
 
 
 @any_size
@@ -662,10 +661,10 @@ class Attend(torch.autograd.Function):
         gated, value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)
         out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
         inverse = h.new_empty(s.receivers, s.heads)
-        attend_kernel[(s.receivers,)](value, weight, edges.start, edges.wigner, out, inverse,
-                                      n_edges, s.receivers, edges.wigner.shape[1], s.l_out,
-                                      s.m_max, s.stored, s.channels, s.heads,
-                                      num_warps=_warps(s.channels))
+        attend_kernel[(s.receivers,)](
+            value, weight, edges.start, edges.wigner, out, inverse, n_edges, s.receivers,
+            edges.wigner.shape[1], s.l_out, s.m_max, s.stored, s.channels, s.heads,
+            num_warps=_warps(s.channels))
         kept = (radial, x, gated, value) if s.keep else ()
         ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters, *kept)
         ctx.edges, ctx.sizes = edges, sizes

@@ -283,8 +283,7 @@ def _page(site_map: SiteMap) -> str:
         f"<td>{', '.join(f'{v:.2f}' for v in s.cartesian)}</td>"
         f"<td>{s.multiplicity}</td><td>{s.n_atoms}</td>"
         f"<td>{f'{s.nearest}, {s.distance:.2f} Å' if s.nearest else 'none'}</td>"
-        f"<td>{s.kind}</td></tr>"
-        for s in m.sites)
+        f"<td>{s.kind}</td></tr>" for s in m.sites)
     fields = {
         "name": m.crystal.name or m.crystal.formula, "formula": m.crystal.formula,
         "group": f"{m.crystal.space_group_symbol} ({m.crystal.space_group})",

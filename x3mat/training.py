@@ -14,6 +14,7 @@ import hashlib
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import warnings
@@ -45,7 +46,7 @@ from x3mat import paths, results
 from x3mat.applications import APPLICATIONS, Application
 from x3mat.crystal import Crystal
 from x3mat.descriptors import describe
-from x3mat.errors import DataError
+from x3mat.errors import DataError, ModelError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, fitting_atoms, save_checkpoint
 from x3mat.predict import Ensemble
 from x3mat.sampling import STRIDE, Windows, neighbours, sample_windows, windows_at
@@ -173,6 +174,9 @@ class Flat(torch.nn.Module):
 
     def __init__(self, model: X3Mat):
         super().__init__()
+        if len({(p.dtype, p.requires_grad) for p in model.parameters()}) > 1:
+            raise ModelError(type(model).__name__, "some weights are frozen or of another type",
+                             "give a network whose weights are all alike")
         self.model, self.config = model.requires_grad_(False), model.config
         self.vector = torch.nn.Parameter(parameters_to_vector(model.parameters()))
         self._apply(lambda x: x)
@@ -511,8 +515,9 @@ class Learner(L.LightningModule):
                     collate_fn=lambda items: PackedBatch.of(collate(items)), **options)
 
     def on_train_start(self) -> None:
-        # it waits for the GPU in each step; a process that is told to stop does so without it
-        self.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        if self.trainer.world_size > 1:  # who is told to stop would wait for the others, and each
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # step for the answer from the GPU
+            self.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if self.device.type != "cuda":
             return
         torch.set_float32_matmul_precision("high")  # 10 bits of mantissa are enough for gradients
@@ -614,7 +619,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, train_set: Crystals, validation_set: Crystals, folder: str | Path, *,
-          device: str = "auto", devices: int | str = 1, check_every: int = 5, progress: bool = True,
+          device: str = "auto", devices: int = 1, check_every: int = 5, progress: bool = True,
           jobs: int = 1, callbacks: Sequence[L.Callback] = (),
           network: Callable[..., X3Mat] = X3Mat) -> TrainResult:
     """Train a model; resume if ``folder`` holds the checkpoint of an interrupted run.
@@ -633,8 +638,7 @@ def train(config: TrainConfig, train_set: Crystals, validation_set: Crystals, fo
     callbacks : Lightning's, called in each epoch and step
     network : makes an untrained network of its configuration
 
-    Raises a DataError if windows and targets differ in number, a target is not finite, or the state
-    in ``folder`` is of another network.
+    Raises a DataError if targets do not fit or are not finite, or the state is of another network.
     """
     for data in (train_set, validation_set):
         shape = (len(data), config.model.outputs)
@@ -738,7 +742,7 @@ def train_config(application: Application, changes: Sequence[str] = ()) -> Train
 
 def train_fold(application: Application, fold: int, config: TrainConfig, *,
                models: Path | None = None, records: Path | None = None, runs: str | Path = "runs",
-               limit: int | None = None, device: str = "auto", devices: int | str = 1,
+               limit: int | None = None, device: str = "auto", devices: int = 1,
                progress: bool = True, jobs: int = 1) -> dict:
     """Train on a fold of an application, predict its rest, write a checkpoint; the record of it.
 
@@ -815,15 +819,14 @@ def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]
 
 
 def side_by_side(jobs: int, devices: int = 1) -> ProcessPoolExecutor:
-    """Processes for ``jobs`` trainings at a time. Each has its share of the processors and, if it
-    is for one device, sees one of the GPUs, in turn."""
-    context = get_context("spawn")
-    every = ",".join(map(str, range(torch.cuda.device_count())))
-    every = os.environ.get("CUDA_VISIBLE_DEVICES", every)
-    gpus, queue = every.split(",") if devices == 1 else [every], context.SimpleQueue()
-    for k in range(jobs):
-        queue.put(gpus[k % len(gpus)])
-    return ProcessPoolExecutor(jobs, context, _settle, ((os.cpu_count() or 1) // jobs or 1, queue))
+    """Processes for ``jobs`` trainings at a time. Each has its share of the threads and sees as
+    many GPUs as it has devices, in turn."""
+    n, spawn = torch.cuda.device_count(), get_context("spawn")
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
+    gpus, queue = gpus[: n or 1], spawn.SimpleQueue()
+    for k in range(0, jobs * devices, devices):
+        queue.put(",".join(dict.fromkeys(gpus[i % len(gpus)] for i in range(k, k + devices))))
+    return ProcessPoolExecutor(jobs, spawn, _settle, (torch.get_num_threads() // jobs or 1, queue))
 
 
 def _settle(threads: int, gpus: SimpleQueue) -> None:
