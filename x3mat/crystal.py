@@ -429,7 +429,7 @@ def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.nda
         else:
             operations = [gemmi.Op()]
     except (ValueError, RuntimeError, AttributeError):
-        raise CrystalError(source, f"its space group ({name or 'not named'}) cannot be read",
+        raise CrystalError(source, f"its symmetry ({name or 'not named'}) cannot be read",
                            "List its _space_group_symop_operation_xyz.") from None
     rotations, translations = [op.rot for op in operations], [op.tran for op in operations]
     return np.array(rotations) / gemmi.Op.DEN, np.array(translations) / gemmi.Op.DEN
