@@ -93,15 +93,16 @@ def main() -> None:
     if group[before.index].isin(seen[0]).any():
         raise ValueError("fold 0 does not keep near-duplicates together")
     rest = pd.DataFrame({"error": after, "known": group[after.index].isin(seen[1])})
+    both = compared(table)
     results.write(
         f"{name}/lookalikes.json",
-        {"application": name, "unit": application(name).unit, "both": compared(table),
+        {"application": name, "unit": application(name).unit, "both": both,
          "fold1": {text: {"n": int((rest.known == known).sum()),
                           "mae": rest.error[rest.known == known].mean()}
                    for text, known in (("with", True), ("without", False))}},
         seed=0, command=f"python tools/lookalikes.py {name}", wall_s=time.perf_counter() - start,
     )  # fmt: skip
-    print(compared(table))
+    print(both)
 
 
 if __name__ == "__main__":

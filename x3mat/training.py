@@ -515,8 +515,8 @@ class Learner(L.LightningModule):
                     collate_fn=lambda items: PackedBatch.of(collate(items)), **options)
 
     def on_train_start(self) -> None:
-        if self.trainer.world_size > 1:  # who is told to stop would wait for the others, and each
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # step for the answer from the GPU
+        if self.trainer.world_size > 1:  # Lightning's answer to SIGTERM waits for other processes
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and, in each step, for the GPU
             self.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if self.device.type != "cuda":
             return
