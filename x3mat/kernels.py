@@ -34,13 +34,13 @@ from triton.language import constexpr
 
 EDGES = 8  # of a program that works edge by edge
 KEEP = float(os.environ.get("X3MAT_KEEP", "0.25"))  # of a card's memory, see keeps()
-PROGRAMS = 1024  # that share a sum over all nodes
 
 
 def usable(model, x: Tensor) -> bool:
     """Whether the kernels can stand in for the plain layers: float32 on a GPU, no gradient with
-    respect to positions, channels, heads and radial network as wide as a power of two."""
-    widths = model.config.channels, model.config.heads, model.config.radial_hidden
+    respect to positions, channels, heads and networks as wide as powers of two."""
+    c = model.config
+    widths = c.channels, c.heads, c.radial_hidden, c.feed_forward
     powers = all(n & (n - 1) == 0 for n in widths)
     return x.dtype == torch.float32 and not x.requires_grad and widths[0] >= 16 and powers
 
@@ -52,6 +52,7 @@ class Packed:
     src: Tensor  # (E,)
     dst: Tensor  # (E,) sorted
     weight: Tensor  # (E,)
+    share: Tensor  # (E,) weight over the mean degree
     wigner: Tensor  # (E, P) not-zero elements of the Wigner matrices, row by row
     start: Tensor  # (N + 1,) first edge of each receiver
     by_src: Tensor  # (E,) permutation that sorts the edges by sender
@@ -86,9 +87,22 @@ def row_at(l_, m, l_max):
 
 
 @triton.constexpr_function
+def degree_at(l_, m, m_max):
+    """Place of row (l, m) where the rows are sorted by l."""
+    return sum(2 * min(k, m_max) + 1 for k in range(l_)) + m + min(l_, m_max)
+
+
+@triton.constexpr_function
 def radial_at(l_, m, l_max):
     """Row of the radial weights of (l, ±m)."""
     return sum(l_max + 1 - j for j in range(abs(m))) + l_ - abs(m)
+
+
+@triton.constexpr_function
+def element_at(l_, m, column, m_max):
+    """Place of element (m, column) of degree l among those of both columns ±column."""
+    before = sum((2 if column else 1) * (2 * min(k, m_max) + 1) for k in range(abs(column), l_))
+    return before + (2 * min(l_, m_max) + 1 if column > 0 else 0) + m + min(l_, m_max)
 
 
 @triton.constexpr_function
@@ -143,10 +157,10 @@ def one_node(start, C: constexpr):
 
 
 @triton.jit
-def nothing(n: constexpr, C: constexpr):
+def repeated(x, n: constexpr):
     rows = ()
     for _ in tl.static_range(n):
-        rows = rows + (tl.zeros([C], tl.float32),)
+        rows = rows + (x,)
     return rows
 
 
@@ -175,24 +189,35 @@ def turn(row, x, live, l_: constexpr):
 
 
 @triton.jit
-def turned_back(acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, stored: constexpr,
-                C: constexpr):
-    """acc plus factor Dᵀ x of one edge, whose packed D begins at ``wigner``."""
+def rows_of(x, e, live, n_edges, L: constexpr, M: constexpr, C: constexpr):
+    """Rows of an edge, degree by degree. Nodes are worked through edge by edge, and the rows of
+    the next are asked for before those of one are used: memory answers late."""
     c = tl.arange(0, C)
     rows = ()
+    for l_ in tl.static_range(L + 1):
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            row = x + edge_row(e, n_edges, l_, m, L, C) + c
+            rows = rows + (tl.load(row, mask=live & (c < C), other=0.0),)
+    return rows
+
+
+@triton.jit
+def turned_back(acc, wigner, rows, factor, L: constexpr, M: constexpr, stored: constexpr):
+    """acc plus factor Dᵀ x of the rows x of one edge, whose packed D begins at ``wigner``."""
+    out = ()
     for l_ in tl.static_range(L + 1):
         part = ()
         for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
             part = part + (acc[s],)
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             at = wigner + wigner_at(l_, m, stored)
-            g = factor * tl.load(x + edge_row(e, n_edges, l_, m, L, C) + c)
+            g = factor * rows[degree_at(l_, m, M)]
             added = ()
             for s in tl.static_range(2 * l_ + 1):
                 added = added + (part[s] + tl.load(at + s) * g,)
             part = added
-        rows = rows + part
-    return rows
+        out = out + part
+    return out
 
 
 # --------------------------------------------------------------------------- kernels
@@ -201,39 +226,46 @@ def turned_back(acc, wigner, x, e, n_edges, factor, L: constexpr, M: constexpr, 
 
 @any_size
 def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
-                  P: constexpr, LANES: constexpr, EDGES: constexpr):
+                  P: constexpr, EDGES: constexpr):
     """Packed D: see :class:`x3mat.model.WignerMatrices`."""
     size: constexpr = wigner_at(L + 1, -M, M)
     e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
     live = e < n_edges
-    p = tl.arange(0, LANES)
-    x = tl.zeros([EDGES, LANES], tl.float32)
-    y, z = x, x
-    for i in tl.static_range(3):
-        point = tl.load(points + p * 3 + i, mask=p < P, other=0.0)[None, :]
-        x += tl.load(frames + e * 9 + 3 * i, mask=live, other=0.0)[:, None] * point
-        y += tl.load(frames + e * 9 + 3 * i + 1, mask=live, other=0.0)[:, None] * point
-        z += tl.load(frames + e * 9 + 3 * i + 2, mask=live, other=0.0)[:, None] * point
+    frame = ()
+    for i in tl.static_range(9):
+        frame = frame + (tl.load(frames + e * 9 + i, mask=live, other=0.0),)
     factor = tl.load(directed + e, mask=live, other=0.0)
-    square = x * x + y * y + z * z
-    cosine = tl.full([EDGES, LANES], 1.0, tl.float32)
-    sine = tl.zeros([EDGES, LANES], tl.float32)
     for m in tl.static_range(L + 1):
-        before = tl.zeros([EDGES, LANES], tl.float32)
-        legendre = tl.full([EDGES, LANES], double_factorial(m), tl.float32)
+        totals = repeated(tl.zeros([EDGES], tl.float32), element_at(L + 1, -M, -m, M))
+        for p in range(P):
+            point = points + 3 * p
+            a, b, c = tl.load(point), tl.load(point + 1), tl.load(point + 2)
+            x = a * frame[0] + b * frame[3] + c * frame[6]
+            y = a * frame[1] + b * frame[4] + c * frame[7]
+            z = a * frame[2] + b * frame[5] + c * frame[8]
+            square = x * x + y * y + z * z
+            cosine = tl.full([EDGES], 1.0, tl.float32)
+            sine = tl.zeros([EDGES], tl.float32)
+            for _ in tl.static_range(m):
+                cosine, sine = z * cosine - x * sine, x * cosine + z * sine
+            before = tl.zeros([EDGES], tl.float32)
+            legendre = tl.full([EDGES], double_factorial(m), tl.float32)
+            new = ()
+            for l_ in tl.static_range(m, L + 1):
+                for order in tl.static_range(-m, m + 1, 2 * m if m else 1):
+                    value = harmonic_scale(l_, m) * legendre * (sine if order < 0 else cosine)
+                    for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+                        weight = tl.load(inverse + row_at(l_, k, L) * P + p)
+                        new = new + (totals[len(new)] + weight * value,)
+                after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
+                before, legendre = legendre, after
+            totals = new
         for l_ in tl.static_range(m, L + 1):
             for order in tl.static_range(-m, m + 1, 2 * m if m else 1):
-                value = harmonic_scale(l_, m) * legendre * (sine if order < 0 else cosine)
                 for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                    row = inverse + row_at(l_, k, L) * P + p
-                    weight = tl.load(row, mask=p < P, other=0.0)[None, :]
-                    total = tl.sum(weight * value, axis=1)
-                    total = total * factor if l_ else total
+                    total = totals[element_at(l_, k, order, M)]
                     at = wigner_at(l_, k, M) + l_ + order
-                    tl.store(wigner + e * size + at, total, mask=live)
-            after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
-            before, legendre = legendre, after
-        cosine, sine = z * cosine - x * sine, x * cosine + z * sine
+                    tl.store(wigner + e * size + at, total * factor if l_ else total, mask=live)
 
 
 @any_size
@@ -245,11 +277,14 @@ def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L:
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     for l_ in tl.static_range(L + 1):
         x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
+        rows = ()
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-            turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
             r = radial + e[:, None] * width + radial_at(l_, m, L) * C + c
+            r = tl.load(r, mask=mask, other=0.0)
+            rows = rows + (turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_) * r,)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             to = out + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-            tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
+            tl.store(to, rows[m + orders(l_, M)], mask=mask)
 
 
 @any_size
@@ -262,30 +297,44 @@ def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     for l_ in tl.static_range(L + 1):
         x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
-        for k in tl.static_range(orders(l_, M) + 1):
-            r_at = e[:, None] * width + radial_at(l_, k, L) * C + c
-            r = tl.load(radial + r_at, mask=mask, other=0.0)
-            total = tl.zeros([EDGES, C], tl.float32)
-            for m in tl.static_range(-k, k + 1, 2 * k if k else 1):
-                row = wigner + e * size + wigner_at(l_, m, stored)
-                to = grad + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-                g = tl.load(to, mask=mask, other=0.0)
-                total += turn(row, x, live, l_) * g
-                tl.store(to, g * r, mask=mask)
-            tl.store(grad_radial + r_at, total, mask=mask)
+        grads = ()
+        totals = ()
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            row = grad + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+            grads = grads + (tl.load(row, mask=mask, other=0.0),)
+            turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
+            totals = totals + (turned * grads[m + orders(l_, M)],)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            at = e[:, None] * width + radial_at(l_, m, L) * C + c
+            r = tl.load(radial + at, mask=mask, other=0.0)
+            row = grad + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+            tl.store(row, grads[m + orders(l_, M)] * r, mask=mask)
+            if m == 0:
+                tl.store(grad_radial + at, totals[orders(l_, M)], mask=mask)
+            if m > 0:
+                both = totals[orders(l_, M) + m] + totals[orders(l_, M) - m]
+                tl.store(grad_radial + at, both, mask=mask)
 
 
 @any_size
-def turn_back_kernel(order, start, wigner, x, out, n_edges, n_nodes, L: constexpr, M: constexpr,
-                     stored: constexpr, C: constexpr, SENDER: constexpr, width: constexpr):
-    """Σ Dᵀ x over the edges from a node, or to it; ``width``: from row to row of the output."""
+def turn_back_kernel(order, start, wigner, x, share, out, n_edges, n_nodes, L: constexpr,
+                     M: constexpr, stored: constexpr, C: constexpr, SENDER: constexpr,
+                     width: constexpr):
+    """Σ Dᵀ x over the edges from a node, or to it, each times its ``share``, if given; ``width``:
+    from row to row of the output."""
     size: constexpr = wigner_at(L + 1, -stored, stored)
     n, c, k, stop = one_node(start, C)
-    acc = nothing((L + 1) * (L + 1), C)
+    acc = repeated(tl.zeros([C], tl.float32), (L + 1) * (L + 1))
+    e = tl.load(order + k, mask=k < stop, other=0) if SENDER else k
+    rows = rows_of(x, e, k < stop, n_edges, L, M, C)
     while k < stop:
-        e = tl.load(order + k) if SENDER else k
-        acc = turned_back(acc, wigner + e * size, x, e, n_edges, 1.0, L, M, stored, C)
         k += 1
+        at = wigner + e * size
+        factor = 1.0 if share is None else tl.load(share + e)
+        e = tl.load(order + k, mask=k < stop, other=0) if SENDER else k
+        after = rows_of(x, e, k < stop, n_edges, L, M, C)
+        acc = turned_back(acc, at, rows, factor, L, M, stored)
+        rows = after
     for s in tl.static_range((L + 1) * (L + 1)):
         tl.store(out + (s * n_nodes + n) * width + c, acc[s])
 
@@ -379,12 +428,15 @@ def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, 
     """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
     n, c, e, stop = one_node(start, C)
     head = c // (C // H)
-    acc = nothing((L + 1) * (L + 1), C)
+    acc = repeated(tl.zeros([C], tl.float32), (L + 1) * (L + 1))
     total = tl.full([C], 1.0, tl.float32)
+    rows = rows_of(value, e, e < stop, n_edges, L, M, C)
     while e < stop:
         w = tl.load(weight + e * H + head)
         total += w
-        acc = turned_back(acc, wigner + e * size, value, e, n_edges, w, L, M, stored, C)
+        after = rows_of(value, e + 1, e + 1 < stop, n_edges, L, M, C)
+        acc = turned_back(acc, wigner + e * size, rows, w, L, M, stored)
+        rows = after
         e += 1
     for s in tl.static_range((L + 1) * (L + 1)):
         tl.store(out + (s * n_nodes + n) * C + c, acc[s] / total)
@@ -406,11 +458,15 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
         g = ()
         for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
             g = g + (tl.load(grad + (s * n_nodes + n) * C + c, mask=mask, other=0.0),)
+        rows = ()
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             turned = turn(wigner + e * size + wigner_at(l_, m, stored), g, live, l_)
             row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
             change += turned * tl.load(value + row, mask=mask, other=0.0)
-            tl.store(grad_value + row, turned * w, mask=mask)
+            rows = rows + (turned * w,)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+            tl.store(grad_value + row, rows[m + orders(l_, M)], mask=mask)
     change = tl.sum(tl.reshape(change, [EDGES, H, C // H]), axis=2)
     a = tl.arange(0, H)[None, :]
     mask = live[:, None] & (a < H)
@@ -420,29 +476,31 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
 
 
 @any_size
-def embed_back_kernel(grad, harmonics, dst, out, n_edges, n_nodes, L: constexpr, C: constexpr,
-                      EDGES: constexpr):
-    rows: constexpr = (L + 1) * (L + 1)
+def embed_back_kernel(grad, wigner, share, dst, out, n_edges, n_nodes, L: constexpr,
+                      stored: constexpr, C: constexpr, EDGES: constexpr):
+    size: constexpr = wigner_at(L + 1, -stored, stored)
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     n = tl.load(dst + e, mask=live, other=0)[:, None]
+    factor = tl.load(share + e, mask=live, other=0.0)[:, None]
     for l_ in tl.static_range(L + 1):
-        total = tl.zeros([EDGES, C], tl.float32)
+        g = ()
         for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-            y = tl.load(harmonics + e * rows + s, mask=live, other=0.0)[:, None]
-            at = (s * n_nodes + n) * C + c
-            total += y * tl.load(grad + at, mask=mask, other=0.0)
-        tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, total, mask=mask)
+            g = g + (tl.load(grad + (s * n_nodes + n) * C + c, mask=mask, other=0.0),)
+        turned = turn(wigner + e * size + wigner_at(l_, 0, stored), g, live, l_)
+        tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, turned * factor, mask=mask)
 
 
 @any_size
-def mix_kernel(x, sent, heard, src, dst, n_edges, C: constexpr, EDGES: constexpr):
-    """x ← x + sent_j + heard_i."""
+def mix_kernel(x, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: constexpr):
+    """x ← x + sent_j + heard_i; SiLU(x)."""
     e, live, c, mask = some_edges(n_edges, C, EDGES)
-    at = x + e[:, None] * C + c
+    at = e[:, None] * C + c
     j = tl.load(src + e, mask=live, other=0)[:, None] * C + c
     i = tl.load(dst + e, mask=live, other=0)[:, None] * C + c
     both = tl.load(sent + j, mask=mask, other=0.0) + tl.load(heard + i, mask=mask, other=0.0)
-    tl.store(at, tl.load(at, mask=mask, other=0.0) + both, mask=mask)
+    both += tl.load(x + at, mask=mask, other=0.0)
+    tl.store(x + at, both, mask=mask)
+    tl.store(out + at, both * tl.sigmoid(both), mask=mask)
 
 
 @triton.jit
@@ -456,55 +514,106 @@ def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr):
     tl.store(out + n * C + c, acc)
 
 
+@triton.jit
+def normalised(x, C: constexpr):
+    """x, (EDGES, C), without its mean, over its standard deviation; the inverse of this."""
+    x = x - tl.sum(x, axis=1)[:, None] / C
+    inverse = 1 / tl.sqrt(tl.sum(x * x, axis=1)[:, None] / C + 1e-5)
+    return x * inverse, inverse
+
+
 @any_size
-def norm_kernel(x, gamma, out, n_nodes, eps, L: constexpr, C: constexpr):
-    n = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, C)
-    square = tl.zeros([C], tl.float32)
+def norm_kernel(x, weight, bias, gamma, out, n_nodes, eps, L: constexpr, C: constexpr,
+                EDGES: constexpr):
+    n, _, c, mask = some_edges(n_nodes, C, EDGES)
+    n = n[:, None]
+    scalars, _ = normalised(tl.load(x + n * C + c, mask=mask, other=0.0), C)
+    tl.store(out + n * C + c, scalars * tl.load(weight + c) + tl.load(bias + c), mask=mask)
+    square = tl.zeros([EDGES, C], tl.float32)
     for l_ in tl.static_range(1, L + 1):
-        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-            v = tl.load(x + (s * n_nodes + n) * C + c)
+        for s in range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            v = tl.load(x + (s * n_nodes + n) * C + c, mask=mask, other=0.0)
             square += v * v / ((2 * l_ + 1) * L * C)
-    scale = 1 / tl.sqrt(tl.sum(square) + eps)
+    scale = 1 / tl.sqrt(tl.sum(square, axis=1)[:, None] + eps)
     for l_ in tl.static_range(1, L + 1):
         g = scale * tl.load(gamma + (l_ - 1) * C + c)
-        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+        for s in range(l_ * l_, (l_ + 1) * (l_ + 1)):
             at = (s * n_nodes + n) * C + c
-            tl.store(out + at, tl.load(x + at) * g)
+            tl.store(out + at, tl.load(x + at, mask=mask, other=0.0) * g, mask=mask)
 
 
 @any_size
-def norm_back_kernel(x, gamma, grad, grad_x, grad_gamma, n_nodes, eps, L: constexpr, C: constexpr):
-    n = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, C)
-    acc = nothing(L, C)
-    while n < n_nodes:
-        new = ()
-        square = tl.zeros([C], tl.float32)
-        product = tl.zeros([C], tl.float32)
-        sums = ()
-        for l_ in tl.static_range(1, L + 1):
-            total = tl.zeros([C], tl.float32)
-            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                at = (s * n_nodes + n) * C + c
-                v = tl.load(x + at)
-                square += v * v / ((2 * l_ + 1) * L * C)
-                total += v * tl.load(grad + at)
-            product += total * tl.load(gamma + (l_ - 1) * C + c)
-            sums = sums + (total,)
-        scale = 1 / tl.sqrt(tl.sum(square) + eps)
-        common = tl.sum(product) * scale * scale * scale / (L * C)
-        for l_ in tl.static_range(1, L + 1):
-            new = new + (acc[l_ - 1] + sums[l_ - 1] * scale,)
-            r = scale * tl.load(gamma + (l_ - 1) * C + c)
-            for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-                at = (s * n_nodes + n) * C + c
-                change = tl.load(grad + at) * r - tl.load(x + at) * (common / (2 * l_ + 1))
-                tl.store(grad_x + at, change)
-        acc = new
-        n += tl.num_programs(0)
-    for k in tl.static_range(L):
-        tl.store(grad_gamma + (tl.program_id(0) * L + k) * C + c, acc[k])
+def norm_back_kernel(x, weight, gamma, beside, grad, grad_x, parts, n_nodes, eps, L: constexpr,
+                     C: constexpr, EDGES: constexpr):
+    """``beside``: gradient of x from elsewhere. ``parts``: of the gradients of weight, bias and
+    gamma, the share of each program."""
+    n, _, c, mask = some_edges(n_nodes, C, EDGES)
+    n = n[:, None]
+    part = parts + tl.program_id(0) * ((L + 2) * C) + tl.arange(0, C)
+    v, scale = normalised(tl.load(x + n * C + c, mask=mask, other=0.0), C)
+    g = tl.load(grad + n * C + c, mask=mask, other=0.0)
+    other = tl.load(beside + n * C + c, mask=mask, other=0.0)
+    tl.store(part, tl.sum(g * v, axis=0))
+    tl.store(part + C, tl.sum(g, axis=0))
+    g *= tl.load(weight + c)
+    g -= tl.sum(g, axis=1)[:, None] / C + v * (tl.sum(g * v, axis=1)[:, None] / C)
+    tl.store(grad_x + n * C + c, g * scale + other, mask=mask)
+    square = tl.zeros([EDGES, C], tl.float32)
+    product = tl.zeros([EDGES, C], tl.float32)
+    totals = ()
+    for l_ in tl.static_range(1, L + 1):
+        total = tl.zeros([EDGES, C], tl.float32)
+        for s in range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            at = (s * n_nodes + n) * C + c
+            v = tl.load(x + at, mask=mask, other=0.0)
+            square += v * v / ((2 * l_ + 1) * L * C)
+            total += v * tl.load(grad + at, mask=mask, other=0.0)
+        product += total * tl.load(gamma + (l_ - 1) * C + c)
+        totals = totals + (total,)
+    scale = 1 / tl.sqrt(tl.sum(square, axis=1)[:, None] + eps)
+    common = tl.sum(product, axis=1)[:, None] * scale * scale * scale
+    for l_ in tl.static_range(1, L + 1):
+        tl.store(part + (l_ + 1) * C, tl.sum(totals[l_ - 1] * scale, axis=0))
+        r = scale * tl.load(gamma + (l_ - 1) * C + c)
+        for s in range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            at = (s * n_nodes + n) * C + c
+            g = tl.load(grad + at, mask=mask, other=0.0) * r
+            g -= tl.load(x + at, mask=mask, other=0.0) * (common / ((2 * l_ + 1) * L * C))
+            g += tl.load(beside + at, mask=mask, other=0.0)
+            tl.store(grad_x + at, g, mask=mask)
+
+
+@any_size
+def feed_kernel(gates, x, out, n_nodes, L: constexpr, C: constexpr, EDGES: constexpr):
+    """SiLU of the scalars, which stand before the gates; x times sigmoid of the gates."""
+    n, _, c, mask = some_edges(n_nodes, C, EDGES)
+    n = n[:, None]
+    for l_ in tl.static_range(L + 1):
+        gate = tl.load(gates + (n * (L + 1) + l_) * C + c, mask=mask, other=0.0)
+        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            at = (s * n_nodes + n) * C + c
+            v = tl.load(x + at - n_nodes * C, mask=mask, other=0.0) if l_ else gate
+            tl.store(out + at, v * tl.sigmoid(gate), mask=mask)
+
+
+@any_size
+def feed_back_kernel(gates, x, grad, grad_gates, grad_x, n_nodes, L: constexpr, C: constexpr,
+                     EDGES: constexpr):
+    n, _, c, mask = some_edges(n_nodes, C, EDGES)
+    n = n[:, None]
+    for l_ in tl.static_range(L + 1):
+        gate = tl.load(gates + (n * (L + 1) + l_) * C + c, mask=mask, other=0.0)
+        share = tl.sigmoid(gate)
+        total = tl.zeros([EDGES, C], tl.float32)
+        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
+            at = (s * n_nodes + n) * C + c
+            g = tl.load(grad + at, mask=mask, other=0.0)
+            if l_:
+                total += g * tl.load(x + at - n_nodes * C, mask=mask, other=0.0) * (1 - share)
+                tl.store(grad_x + at - n_nodes * C, g * share, mask=mask)
+            else:
+                total += g * (1 + gate * (1 - share))
+        tl.store(grad_gates + (n * (L + 1) + l_) * C + c, total * share, mask=mask)
 
 
 # ------------------------------------------------------------------------ autograd functions
@@ -515,85 +624,137 @@ def _programs(n: int, each: int = EDGES) -> tuple[int]:
 
 
 def _warps(c: int) -> int:
-    """Of a program that works node by node: a channel for each thread."""
-    return max(1, c // 32)
+    """Of a program that works node by node: two channels for each thread."""
+    return max(1, c // 64)
 
 
 def _column_sums(x: Tensor) -> Tensor:
     return x.new_ones(len(x)) @ x
 
 
-class Mix(torch.autograd.Function):
-    """x ← x + sent_j + heard_i, in the first layer of :class:`x3mat.model.RadialNetwork`."""
+class Hidden(torch.autograd.Function):
+    """SiLU(W_1 SiLU(W_0 basis + b_0 + sent_j + heard_i) + b_1), of which without ``keep`` nothing
+    stays in memory but the result; see :meth:`x3mat.model.RadialNetwork.hidden`."""
 
     @staticmethod
-    def forward(ctx, x, sent, heard, edges):
-        mix_kernel[_programs(len(x))](x, sent, heard, edges.src, edges.dst, *x.shape, EDGES)
-        ctx.mark_dirty(x)
-        ctx.edges, ctx.nodes = edges, len(sent)
-        return x
+    def forward(ctx, sent, heard, basis, edges, keep, *parameters):
+        x, first, y = Hidden.inner(sent, heard, basis, edges, parameters)
+        ctx.save_for_backward(sent, heard, basis, *parameters, *((x, first, y) if keep else ()))
+        ctx.edges = edges
+        return nn.functional.silu(y)
+
+    @staticmethod
+    def inner(sent, heard, basis, edges, parameters):
+        """Both arguments of SiLU, and the first result."""
+        w_0, b_0, w_1, b_1 = parameters
+        x = torch.addmm(b_0, basis, w_0.T)
+        first = torch.empty_like(x)
+        mix_kernel[_programs(len(x))](x, sent, heard, edges.src, edges.dst, first, *x.shape, EDGES)
+        return x, first, torch.addmm(b_1, first, w_1.T)
 
     @staticmethod
     def backward(ctx, grad):
-        edges, c, grad = ctx.edges, grad.shape[1], grad.contiguous()
-        sent, heard = grad.new_empty(2, ctx.nodes, c)
-        for start, out, sender in ((edges.start_src, sent, True), (edges.start, heard, False)):
-            sum_kernel[(ctx.nodes,)](edges.by_src, start, grad, out, c, sender, num_warps=_warps(c))
-        return grad, sent, heard, None
+        sent, heard, basis, *rest = ctx.saved_tensors
+        parameters, edges, back = rest[:4], ctx.edges, torch.ops.aten.silu_backward
+        x, first, y = rest[4:] or Hidden.inner(sent, heard, basis, edges, parameters)
+        grad_y = back(grad, y)
+        grad_x = back(grad_y @ parameters[2], x)
+        sums = grad.new_empty(2, *sent.shape)
+        for start, out, sender in ((edges.start_src, sums[0], True), (edges.start, sums[1], False)):
+            sum_kernel[(len(out),)](edges.by_src, start, grad_x, out, out.shape[1], sender,
+                                    num_warps=_warps(out.shape[1]))
+        return (*sums, None, None, None, grad_x.T @ basis, sums[1].sum(0), grad_y.T @ first,
+                _column_sums(grad_y))
 
 
 class Norm(torch.autograd.Function):
-    """:class:`x3mat.model.SphericalLayerNorm`."""
+    """x itself, so that its gradients come together here, and its
+    :class:`x3mat.model.SphericalLayerNorm`."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, eps):
         out, (_, n, c), ctx.eps = torch.empty_like(x), x.shape, eps
-        out[0], *moments = torch.native_layer_norm(x[0], [c], weight, bias, 1e-5)
-        if gamma is not None:
-            norm_kernel[(n,)](x, gamma, out, n, eps, len(gamma), c, num_warps=1)
-        ctx.save_for_backward(x, weight, bias, gamma, *moments)
+        norm_kernel[_programs(n, 4)](x, weight, bias, gamma, out, n, eps, len(gamma), c, 4)
+        ctx.save_for_backward(x, weight, gamma)
+        return x.view_as(x), out
+
+    @staticmethod
+    def backward(ctx, beside, grad):
+        x, weight, gamma = ctx.saved_tensors
+        grad_x, (_, n, c) = torch.empty_like(x), x.shape
+        parts = x.new_empty(*_programs(n, 4), len(gamma) + 2, c)
+        norm_back_kernel[_programs(n, 4)](x, weight, gamma, beside.contiguous(), grad.contiguous(),
+                                          grad_x, parts, n, ctx.eps, len(gamma), c, 4)
+        parts = parts.sum(0)
+        return grad_x, parts[0], parts[1], parts[2:], None
+
+
+class Linear(torch.autograd.Function):
+    """:class:`x3mat.model.SphericalLinear` of x, (S, N, C), row by row, plus ``residual``."""
+
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, rows):
+        each = weight.index_select(0, rows)
+        ctx.save_for_backward(x, each, rows)
+        ctx.shape = weight.shape
+        out = residual.clone(memory_format=torch.contiguous_format)
+        out[0] += bias
+        return out.baddbmm_(x, each)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, each, rows = ctx.saved_tensors
+        of_rows = torch.bmm(x.transpose(1, 2), grad)
+        return (torch.bmm(grad, each.transpose(1, 2)), grad,
+                grad.new_zeros(ctx.shape).index_add_(0, rows, of_rows), grad[0].sum(0), None)
+
+
+class Gate(torch.autograd.Function):
+    """Activation of :class:`x3mat.model.FeedForward`: (N, (L + 1) F) and (S − 1, N, F) → (S, N, F).
+    """
+
+    @staticmethod
+    def forward(ctx, gates, x):
+        ctx.save_for_backward(gates, x)
+        rows, n = len(x) + 1, len(gates)
+        l_max = round(rows**0.5) - 1
+        out = gates.new_empty(rows, n, gates.shape[1] // (l_max + 1))
+        feed_kernel[_programs(n)](gates, x, out, n, l_max, out.shape[2], EDGES)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, bias, gamma, *moments = ctx.saved_tensors
-        grad_x, (_, n, c), parts, grad = torch.empty_like(x), x.shape, None, grad.contiguous()
-        grad_x[0], *scalars = torch.ops.aten.native_layer_norm_backward(
-            grad[0], x[0], [c], *moments, weight, bias, [True] * 3)
-        if gamma is not None:
-            programs = min(n, PROGRAMS)
-            parts = x.new_empty(programs, *gamma.shape)
-            norm_back_kernel[(programs,)](x, gamma, grad, grad_x, parts, n, ctx.eps, len(gamma), c,
-                                          num_warps=1)
-            parts = parts.sum(0)
-        return grad_x, *scalars, parts, None
+        gates, x = ctx.saved_tensors
+        grad_gates, grad_x, (rows, n, c) = torch.empty_like(gates), torch.empty_like(x), grad.shape
+        feed_back_kernel[_programs(n)](gates, x, grad.contiguous(), grad_gates, grad_x, n,
+                                       round(rows**0.5) - 1, c, EDGES)
+        return grad_gates, grad_x
 
 
 class Embed(torch.autograd.Function):
-    """Scalars plus Σ_j Y_l(r_ij) radial_l(r_ij), see :meth:`x3mat.model.X3Mat._embed`: of Dᵀ only
-    m = 0, whose elements are the harmonics."""
+    """Scalars plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree, see
+    :meth:`x3mat.model.X3Mat._embed`: Y_l / √(2l + 1) is the row m = 0 of D. ``weight``, ``bias``:
+    the last of the radial network, times √(2l + 1)."""
 
     @staticmethod
-    def forward(ctx, radial, scalars, harmonics, edges):
-        ctx.save_for_backward(harmonics)
-        ctx.edges = edges
-        n, c = scalars.shape
-        out = scalars.new_empty(harmonics.shape[1], n, c)
-        turn_back_kernel[(n,)](edges.by_src, edges.start, harmonics, radial, out, len(harmonics), n,
-                               radial.shape[1] // c - 1, 0, 0, c, False, c, num_warps=1)
+    def forward(ctx, hidden, weight, bias, scalars, edges, sizes):
+        ctx.save_for_backward(hidden, weight)
+        ctx.edges, ctx.sizes, (n, c) = edges, sizes, scalars.shape
+        radial = torch.addmm(bias, hidden, weight.T)
+        out = scalars.new_empty((sizes[0] + 1) ** 2, n, c)
+        turn_back_kernel[(n,)](edges.by_src, edges.start, edges.wigner, radial, edges.share, out,
+                               len(radial), n, sizes[0], 0, sizes[1], c, False, c, num_warps=1)
         out[0] += scalars
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        (harmonics,) = ctx.saved_tensors
-        grad = grad.contiguous()
-        rows, n, c = grad.shape
-        n_edges, l_max = len(harmonics), round(rows**0.5) - 1
-        out = grad.new_empty(n_edges, (l_max + 1) * c)
-        embed_back_kernel[_programs(n_edges)](grad, harmonics, ctx.edges.dst, out, n_edges, n,
-                                              l_max, c, EDGES)
-        return out, grad[0], None, None
+        (hidden, weight), edges, n_edges = ctx.saved_tensors, ctx.edges, len(ctx.edges.dst)
+        grad, radial = grad.contiguous(), grad.new_empty(n_edges, len(weight))
+        embed_back_kernel[_programs(n_edges)](grad, edges.wigner, edges.share, edges.dst, radial,
+                                              n_edges, *grad.shape[1:2], *ctx.sizes,
+                                              grad.shape[2], EDGES)
+        return radial @ weight, radial.T @ hidden, _column_sums(radial), grad[0], None, None
 
 
 @dataclass(frozen=True)
@@ -704,7 +865,7 @@ class Attend(torch.autograd.Function):
         a, b = s.blocks(x, n_edges, s.l_max), s.blocks(grad, n_edges, l_out, width)
         out = s.buffer(x, n_edges, s.l_max)
         for g, w, to in zip(b, weights, s.blocks(out, n_edges, s.l_max), strict=False):
-            torch.mm(g, w, out=to)
+            torch.mm(g, w.T.contiguous().T, out=to)  # a faster kernel than for w as it is
         return out, [g.T @ y for g, y in zip(b, a, strict=False)], _column_sums(b[0])
 
     @staticmethod
@@ -746,7 +907,7 @@ class Attend(torch.autograd.Function):
                                                radial, grad_x, grad_radial, *sizes, EDGES)
         for start, part, sender in ((edges.start, grad_h[:, :, s.channels :], False),
                                     (edges.start_src, grad_h, True)):
-            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, part, *sizes,
+            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, None, part, *sizes,
                                    sender, 2 * s.channels, num_warps=_warps(s.channels))
         return (grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
                 grad_radial.T @ hidden, _column_sums(grad_radial), grad_bias_1, grad_bias_2,
@@ -757,34 +918,37 @@ class Attend(torch.autograd.Function):
 
 
 def geometry(model, graph) -> tuple:
-    """Edges, the packed geometry of all edges and of those to probes, and harmonics (E, S)."""
+    """Edges, the packed geometry of all edges and of those to probes."""
     edges, frames, directed = model.frames(graph)
-    n_probe, module, m_max = len(graph.positions), model.wigner, model.config.m_max
-    points, n_used = module.points.to(frames), len(frames)
-    wigner = frames.new_empty(n_used, wigner_at(module.l_max + 1, -m_max, m_max))
-    wigner_kernel[_programs(n_used)](frames.contiguous(), directed[:, -1].contiguous(), points,
-                                     module.inverse.to(frames), wigner, n_used, module.l_max, m_max,
-                                     len(points), triton.next_power_of_2(len(points)), EDGES)
-    n_nodes = len(edges.element)
-    return (edges, pack(edges, n_nodes, wigner), pack(edges.first(n_probe), n_nodes, wigner),
-            model.harmonics(edges, graph.n_windows))
+    module, m_max, n_edges = model.wigner, model.config.m_max, len(frames)
+    points = module.points.to(frames)
+    wigner = frames.new_empty(n_edges, wigner_at(module.l_max + 1, -m_max, m_max))
+    wigner_kernel[_programs(n_edges, 128)](frames.contiguous(), directed[:, -1].contiguous(),
+                                           points, module.inverse.to(frames), wigner, n_edges,
+                                           module.l_max, m_max, len(points), 128)
+    share = model.share(edges, graph.n_windows)
+    return (edges, *(pack(some, share, wigner) for some in (edges, edges.first(len(graph.window)))))
 
 
-def pack(edges, n_nodes: int, wigner: Tensor) -> Packed:
+def pack(edges, share: Tensor, wigner: Tensor) -> Packed:
     """Edges with the offsets that sums without atomics need."""
-    nodes = torch.arange(n_nodes + 1, device=edges.src.device)
+    nodes = torch.arange(len(edges.element) + 1, device=edges.src.device)
     sorted_src, by_src = edges.src.sort(stable=True)
-    return Packed(edges.src, edges.dst, edges.weight, wigner, torch.searchsorted(edges.dst, nodes),
-                  by_src, torch.searchsorted(sorted_src, nodes))
+    return Packed(edges.src, edges.dst, edges.weight, share, wigner,
+                  torch.searchsorted(edges.dst, nodes), by_src,
+                  torch.searchsorted(sorted_src, nodes))
 
 
 def network(model, graph, geometry: tuple) -> Tensor:
     """:meth:`x3mat.model.X3Mat.plain_network` with the kernels: contributions, (W, outputs)."""
-    edges, packed, probes, harmonics = geometry
-    n_windows, n_probe = graph.n_windows, len(graph.positions)
-    radial = model.degree_embedding
-    radial = radial.rest[-1](hidden(radial, edges, packed))
-    x = Embed.apply(radial, edges.element @ model.embedding, harmonics, packed)
+    edges, packed, probes = geometry
+    n_windows, n_probe, c = graph.n_windows, len(graph.positions), model.config
+    radial, last = model.degree_embedding, model.degree_embedding.rest[-1]
+    scale = torch.arange(1, 2 * c.l_max + 2, 2, device=edges.src.device).sqrt()
+    scale = scale.repeat_interleave(c.channels)
+    x = Embed.apply(hidden(radial, edges, packed, keeps(model, len(edges.src))),
+                    last.weight * scale[:, None], last.bias * scale,
+                    edges.element @ model.embedding, packed, (c.l_max, c.m_max))
     for layer in model.blocks[:-1]:
         x = block(model, layer, x, len(edges.element), edges, packed)
     x = block(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
@@ -802,21 +966,16 @@ def keeps(model, n_edges: int) -> bool:
     return 4 * numbers < KEEP * total
 
 
-def hidden(radial, edges, packed: Packed) -> Tensor:
+def hidden(radial, edges, packed: Packed, keep: bool) -> Tensor:
     """:meth:`x3mat.model.RadialNetwork.hidden`."""
-    sent, heard = edges.element @ radial.sender, edges.element @ radial.receiver
-    return radial.rest[:-1](Mix.apply(radial.distance(edges.basis), sent, heard, packed))
+    first, second = radial.distance, radial.rest[1]
+    return Hidden.apply(edges.element @ radial.sender, edges.element @ radial.receiver, edges.basis,
+                        packed, keep, first.weight, first.bias, second.weight, second.bias)
 
 
-def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:
-    """:class:`x3mat.model.SphericalLinear` of (S, N, C), row by row, plus ``residual``."""
-    out = torch.baddbmm(residual, x, module.weight.index_select(0, rows))
-    out[0] += module.bias
-    return out
-
-
-def norm(x: Tensor, module) -> Tensor:
-    return Norm.apply(x, module.scalars.weight, module.scalars.bias, module.gamma, module.eps)
+def norm(x: Tensor, module) -> tuple[Tensor, Tensor]:
+    gamma = x.new_empty(0, x.shape[2]) if module.gamma is None else module.gamma
+    return Norm.apply(x, module.scalars.weight, module.scalars.bias, gamma, module.eps)
 
 
 def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Tensor:
@@ -825,19 +984,19 @@ def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Ten
     s = Sizes(a.l_max, a.l_out, a.m_max, model.config.m_max, x.shape[2], a.heads,
               a.LOGIT_CHANNELS, receivers, keeps(model, len(edges.src)))
     both = torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2)
-    h = torch.bmm(norm(x, layer.norm_attention), both.index_select(0, rows))
+    x, y = norm(x, layer.norm_attention)
+    h = torch.bmm(y, both.index_select(0, rows))
     first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
     update = Attend.apply(
-        h, hidden(a.radial, edges, packed), packed, s, a.of_sender.bias + a.of_receiver.bias,
-        last.weight, last.bias, first[0].bias, second[0].bias, a.logit_norm.weight,
-        a.logit_norm.bias, a.logit, *(w.weight for w in [*first, *second]))
+        h, hidden(a.radial, edges, packed, s.keep), packed, s,
+        a.of_sender.bias + a.of_receiver.bias, last.weight, last.bias, first[0].bias,
+        second[0].bias, a.logit_norm.weight, a.logit_norm.bias, a.logit,
+        *(w.weight for w in [*first, *second]))
     rows = rows[: len(update)]
-    x = linear(update, a.project, rows, x[: len(update), :receivers])
-    f, y = layer.feed_forward, norm(x, layer.norm_feed_forward).split([1, len(rows) - 1])
-    scalars, *gates = f.gates(y[0][0]).chunk(1 + a.l_out, dim=1)
-    inner = [nn.functional.silu(scalars)[None]]
+    x = Linear.apply(update, x[: len(update), :receivers], a.project.weight, a.project.bias, rows)
+    x, y = norm(x, layer.norm_feed_forward)
+    f, (scalars, y) = layer.feed_forward, y.split([1, len(rows) - 1])
     if a.l_out:
-        each = rows[1:] - 1
-        gates = torch.sigmoid(torch.stack(gates)).index_select(0, each)
-        inner.append(torch.bmm(y[1], f.expand.weight.index_select(0, each)) * gates)
-    return linear(torch.cat(inner), f.contract, rows, x)
+        y = torch.bmm(y, f.expand.weight.index_select(0, rows[1:] - 1))
+    y = Gate.apply(f.gates(scalars[0]), y)
+    return Linear.apply(y, x, f.contract.weight, f.contract.bias, rows)

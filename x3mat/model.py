@@ -546,11 +546,10 @@ class X3Mat(nn.Module):
         return edges, self.wigner(frames) * directed[:, None, :]
 
     def frames(self, graph: WindowGraph) -> tuple[Edges, Tensor, Tensor]:
-        """All edges; of those that carry messages the frames, (E, 3, 3), and what multiplies the
-        columns of their Wigner matrices, (E, S)."""
+        """Edges, their frames, (E, 3, 3), and what multiplies the columns of their Wigner matrices,
+        (E, S)."""
         edges = self._edges(graph)
-        used = edges if len(self.blocks) > 1 else edges.first(len(graph.positions))
-        return edges, edge_frames(used.vector), self._directed(used.vector)
+        return edges, edge_frames(edges.vector), self._directed(edges.vector)
 
     def network(self, graph: WindowGraph, geometry: tuple | None = None) -> Tensor:
         """Contributions, (W, outputs): by fused kernels where they can run, else the plain layers.
@@ -629,19 +628,18 @@ class X3Mat(nn.Module):
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
         c, n = self.config.channels, len(edges.element)
         radial = self.degree_embedding(edges).split(c, dim=1)
-        harmonics = self.harmonics(edges, n_windows)
+        direction = nn.functional.normalize(edges.vector, dim=-1)
+        harmonics = spherical_harmonics(direction, self.config.l_max)
+        harmonics = harmonics * self._directed(edges.vector) * self.share(edges, n_windows)[:, None]
         parts = [harmonics[:, l_ * l_ : (l_ + 1) ** 2, None] * radial_l[:, None]
                  for l_, radial_l in enumerate(radial)]
         scalars = (edges.element @ self.embedding)[:, None]
         x = torch.cat([scalars, scalars.new_zeros(n, len(self.degree_of_row) - 1, c)], dim=1)
         return x.index_add(0, edges.dst, torch.cat(parts, dim=1))
 
-    def harmonics(self, edges: Edges, n_windows: int) -> Tensor:
-        """u_ij Y_l(r_ij) / mean degree, (E, S)."""
-        degree = torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
-        direction = nn.functional.normalize(edges.vector, dim=-1)
-        harmonics = spherical_harmonics(direction, self.config.l_max)
-        return harmonics * self._directed(edges.vector) * (edges.weight / degree)[:, None]
+    def share(self, edges: Edges, n_windows: int) -> Tensor:
+        """u_ij / mean degree, (E,)."""
+        return edges.weight / torch.where(edges.dst < n_windows, self.degree[0], self.degree[1])
 
     def _directed(self, vectors: Tensor) -> Tensor:
         """Factor of each row, (E, S): 1 for l = 0, else 1 − u(r / 0.5 Å).
