@@ -68,20 +68,18 @@ def windows(
     """
     from x3mat.databases import crystal as read
     from x3mat.sampling import sample_windows
-
     def one(file: str) -> dict:
         started = time.perf_counter()
         crystal = read(file)
         w = sample_windows(crystal, radius, step, symmetry=not no_symmetry)
         seconds = time.perf_counter() - started
         atoms = w.atoms_per_window.repeat(w.weights).tolist()
+        counts = {"min": min(atoms), "median": float(median(atoms)), "max": max(atoms)}
         return {
             "file": file, "formula": crystal.formula, "n_atoms": crystal.n_atoms,
             "space_group": f"{crystal.space_group_symbol} ({crystal.space_group})",
             "grid": list(w.grid), "n_windows": w.n_windows, "n_orbits": w.n_orbits,
-            "atoms_per_window": {"min": min(atoms), "median": float(median(atoms)),
-                                 "max": max(atoms)},
-            "seconds": round(seconds, 4)}
+            "atoms_per_window": counts, "seconds": round(seconds, 4)}
 
     def text(r: dict) -> str:
         n = r["atoms_per_window"]
@@ -121,7 +119,6 @@ def predict(
     from x3mat.databases import crystal
     from x3mat.predict import load_model
     from x3mat.predict import predict as predict_one
-
     if out is None:
         ensemble = _load(model)
         return _each(files, lambda file: _prediction(file, predict_one(crystal(file), ensemble)),
@@ -130,7 +127,6 @@ def predict(
 
     from x3mat.screening import screen
     from x3mat_gcmc.shards import shard_of
-
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     part, started = shard_of(shard), time.perf_counter()
@@ -147,8 +143,8 @@ def explain(
     files: Files,
     model: Model = "zeolite-n2",
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("."),
-    step: Annotated[float | None, typer.Option(help="Spacing of the map, Å; default the model's.",
-                                               show_default=False)] = None,
+    step: Annotated[float | None, typer.Option(
+        help="Spacing of the map, Å; default the model's.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Map where in crystals the predicted property comes from.
@@ -163,7 +159,6 @@ def explain(
     """
     from x3mat.databases import crystal
     from x3mat.maps import explain as explain_one
-
     ensemble = _load(model)
 
     def one(file: str) -> dict:
@@ -210,7 +205,6 @@ def train(
     """
     from x3mat import training
     from x3mat.applications import application as find
-
     chosen = find(application)
     config = training.train_config(chosen, change or ())
     every = range(len(chosen.folds()))
@@ -232,7 +226,6 @@ def train(
 def gcmc(context: typer.Context) -> None:
     """Simulate how much gas crystals take up; x3mat gcmc --help tells more."""
     from x3mat_gcmc.command import main
-
     raise typer.Exit(main(context.args))
 
 
@@ -245,7 +238,6 @@ def data_list(as_json: Json = False) -> None:
       x3mat data list
     """
     from x3mat.applications import APPLICATIONS
-
     _print([_about(a) for a in APPLICATIONS.values()], as_json, lambda rows: "\n".join(
         f"{r['name']}: {r['property']} in {r['unit']} ({r['conditions']})" for r in rows))
 
@@ -259,7 +251,6 @@ def data_describe(application: Application, as_json: Json = False) -> None:
       x3mat data describe zeolite-n2 --json
     """
     from x3mat.applications import application as find
-
     chosen = find(application)
     table = chosen.labels()
     description = {
@@ -279,7 +270,6 @@ def data_load(application: Application, as_json: Json = False) -> None:
       x3mat data load zeolite-n2 > labels.csv
     """
     from x3mat.applications import application as find
-
     table = find(application).labels()
     text = (table.reset_index().to_json(orient="records", force_ascii=False) if as_json
             else table.to_csv())
@@ -292,16 +282,13 @@ def _about(application) -> dict:
 
 def _expanded(files: list[str]) -> list[str]:
     from x3mat.databases import expand
-
     return [source for file in files for source in expand(file)]
 
 
 def _load(model: str):
     from x3mat.predict import load_model
-
     ensemble = load_model(model)
     import torch
-
     # Members side by side: many threads inside one small network would wait for each other.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -312,7 +299,6 @@ def _each(files: list[str], one: Callable[[str], dict], text: Callable[[dict], s
           as_json: bool) -> None:
     """Apply `one` to each file; a bad file is reported and does not stop the others."""
     from tqdm import tqdm
-
     files, out, failed = _expanded(files), [], False
     for file in tqdm(files, unit="file", disable=len(files) == 1 or not sys.stderr.isatty()):
         try:
@@ -334,7 +320,6 @@ def _each(files: list[str], one: Callable[[str], dict], text: Callable[[dict], s
 
 def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     from x3mat.results import plain
-
     typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False) if as_json else text(value))
 
 

@@ -93,7 +93,6 @@ class Crystal:
     def structure(self) -> Structure:
         """A new pymatgen Structure of the same cell."""
         from pymatgen.core import Structure
-
         return Structure(self.lattice, self.species.tolist(), self.frac_coords)
 
 
@@ -449,7 +448,6 @@ def _site_images(x: np.ndarray, rotations: np.ndarray, translations: np.ndarray,
 
 def _from_structure(structure: object, source: object) -> tuple:
     from pymatgen.core import DummySpecies, Structure
-
     if not isinstance(structure, Structure):
         raise CrystalError(source, f"{type(structure).__name__} is no crystal",
                            "Give a path or a pymatgen Structure.")
@@ -462,7 +460,6 @@ def _from_structure(structure: object, source: object) -> tuple:
 
 def _from_ase(text: str, source: object, kind: str) -> tuple:
     from ase.io import read
-
     with _refusing("POSCAR with element symbols" if kind == "vasp" else "extxyz file", source):
         atoms = read(io.StringIO(text), index=0, format=kind)
         lattice, numbers, xyz = atoms.cell.array, atoms.numbers, atoms.positions

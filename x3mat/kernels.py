@@ -12,8 +12,8 @@ Here an attention layer is four fused steps between the matrix products, which c
 
 No sum needs an atomic addition: edges are sorted by receiver, and a permutation sorts them by
 sender. For the backward pass a layer keeps about five numbers for each row and channel of an edge;
-where all layers together would fill more than a share of the card (``X3MAT_KEEP``, 0.25), it keeps
-one and computes the others again.
+where all layers together would fill more than a share of the card (``X3MAT_KEEP``, 0.25), each
+keeps only what it reads, and is computed again.
 
 Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
 shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the
@@ -25,11 +25,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from triton.language import constexpr
 
 EDGES = 8  # of a program that works edge by edge
@@ -38,9 +40,8 @@ KEEP = float(os.environ.get("X3MAT_KEEP", "0.25"))  # of a card's memory, see ke
 
 def usable(model, x: Tensor) -> bool:
     """Whether the kernels can stand in for the plain layers: float32 on a GPU, no gradient with
-    respect to positions, channels, heads and networks as wide as powers of two."""
-    c = model.config
-    widths = c.channels, c.heads, c.radial_hidden, c.feed_forward
+    respect to positions, channels, heads and radial network as wide as a power of two."""
+    widths = model.config.channels, model.config.heads, model.config.radial_hidden
     powers = all(n & (n - 1) == 0 for n in widths)
     return x.dtype == torch.float32 and not x.requires_grad and widths[0] >= 16 and powers
 
@@ -96,13 +97,6 @@ def degree_at(l_, m, m_max):
 def radial_at(l_, m, l_max):
     """Row of the radial weights of (l, ±m)."""
     return sum(l_max + 1 - j for j in range(abs(m))) + l_ - abs(m)
-
-
-@triton.constexpr_function
-def element_at(l_, m, column, m_max):
-    """Place of element (m, column) of degree l among those of both columns ±column."""
-    before = sum((2 if column else 1) * (2 * min(k, m_max) + 1) for k in range(abs(column), l_))
-    return before + (2 * min(l_, m_max) + 1 if column > 0 else 0) + m + min(l_, m_max)
 
 
 @triton.constexpr_function
@@ -226,46 +220,39 @@ def turned_back(acc, wigner, rows, factor, L: constexpr, M: constexpr, stored: c
 
 @any_size
 def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constexpr, M: constexpr,
-                  P: constexpr, EDGES: constexpr):
+                  P: constexpr, LANES: constexpr, EDGES: constexpr):
     """Packed D: see :class:`x3mat.model.WignerMatrices`."""
     size: constexpr = wigner_at(L + 1, -M, M)
     e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
     live = e < n_edges
-    frame = ()
-    for i in tl.static_range(9):
-        frame = frame + (tl.load(frames + e * 9 + i, mask=live, other=0.0),)
+    p = tl.arange(0, LANES)
+    x = tl.zeros([EDGES, LANES], tl.float32)
+    y, z = x, x
+    for i in tl.static_range(3):
+        point = tl.load(points + p * 3 + i, mask=p < P, other=0.0)[None, :]
+        x += tl.load(frames + e * 9 + 3 * i, mask=live, other=0.0)[:, None] * point
+        y += tl.load(frames + e * 9 + 3 * i + 1, mask=live, other=0.0)[:, None] * point
+        z += tl.load(frames + e * 9 + 3 * i + 2, mask=live, other=0.0)[:, None] * point
     factor = tl.load(directed + e, mask=live, other=0.0)
+    square = x * x + y * y + z * z
+    cosine = tl.full([EDGES, LANES], 1.0, tl.float32)
+    sine = tl.zeros([EDGES, LANES], tl.float32)
     for m in tl.static_range(L + 1):
-        totals = repeated(tl.zeros([EDGES], tl.float32), element_at(L + 1, -M, -m, M))
-        for p in range(P):
-            point = points + 3 * p
-            a, b, c = tl.load(point), tl.load(point + 1), tl.load(point + 2)
-            x = a * frame[0] + b * frame[3] + c * frame[6]
-            y = a * frame[1] + b * frame[4] + c * frame[7]
-            z = a * frame[2] + b * frame[5] + c * frame[8]
-            square = x * x + y * y + z * z
-            cosine = tl.full([EDGES], 1.0, tl.float32)
-            sine = tl.zeros([EDGES], tl.float32)
-            for _ in tl.static_range(m):
-                cosine, sine = z * cosine - x * sine, x * cosine + z * sine
-            before = tl.zeros([EDGES], tl.float32)
-            legendre = tl.full([EDGES], double_factorial(m), tl.float32)
-            new = ()
-            for l_ in tl.static_range(m, L + 1):
-                for order in tl.static_range(-m, m + 1, 2 * m if m else 1):
-                    value = harmonic_scale(l_, m) * legendre * (sine if order < 0 else cosine)
-                    for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                        weight = tl.load(inverse + row_at(l_, k, L) * P + p)
-                        new = new + (totals[len(new)] + weight * value,)
-                after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
-                before, legendre = legendre, after
-            totals = new
+        before = tl.zeros([EDGES, LANES], tl.float32)
+        legendre = tl.full([EDGES, LANES], double_factorial(m), tl.float32)
         for l_ in tl.static_range(m, L + 1):
             for order in tl.static_range(-m, m + 1, 2 * m if m else 1):
+                value = harmonic_scale(l_, m) * legendre * (sine if order < 0 else cosine)
                 for k in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-                    total = totals[element_at(l_, k, order, M)]
+                    row = inverse + row_at(l_, k, L) * P + p
+                    weight = tl.load(row, mask=p < P, other=0.0)[None, :]
+                    total = tl.sum(weight * value, axis=1)
+                    total = total * factor if l_ else total
                     at = wigner_at(l_, k, M) + l_ + order
-                    tl.store(wigner + e * size + at, total * factor if l_ else total, mask=live)
+                    tl.store(wigner + e * size + at, total, mask=live)
+            after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
+            before, legendre = legendre, after
+        cosine, sine = z * cosine - x * sine, x * cosine + z * sine
 
 
 @any_size
@@ -277,14 +264,11 @@ def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L:
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     for l_ in tl.static_range(L + 1):
         x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
-        rows = ()
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
             r = radial + e[:, None] * width + radial_at(l_, m, L) * C + c
-            r = tl.load(r, mask=mask, other=0.0)
-            rows = rows + (turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_) * r,)
-        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             to = out + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-            tl.store(to, rows[m + orders(l_, M)], mask=mask)
+            tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
 
 
 @any_size
@@ -297,23 +281,17 @@ def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     for l_ in tl.static_range(L + 1):
         x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
-        grads = ()
-        totals = ()
-        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-            row = grad + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-            grads = grads + (tl.load(row, mask=mask, other=0.0),)
-            turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
-            totals = totals + (turned * grads[m + orders(l_, M)],)
-        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-            at = e[:, None] * width + radial_at(l_, m, L) * C + c
-            r = tl.load(radial + at, mask=mask, other=0.0)
-            row = grad + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-            tl.store(row, grads[m + orders(l_, M)] * r, mask=mask)
-            if m == 0:
-                tl.store(grad_radial + at, totals[orders(l_, M)], mask=mask)
-            if m > 0:
-                both = totals[orders(l_, M) + m] + totals[orders(l_, M) - m]
-                tl.store(grad_radial + at, both, mask=mask)
+        for k in tl.static_range(orders(l_, M) + 1):
+            r_at = e[:, None] * width + radial_at(l_, k, L) * C + c
+            r = tl.load(radial + r_at, mask=mask, other=0.0)
+            total = tl.zeros([EDGES, C], tl.float32)
+            for m in tl.static_range(-k, k + 1, 2 * k if k else 1):
+                row = wigner + e * size + wigner_at(l_, m, stored)
+                to = grad + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+                g = tl.load(to, mask=mask, other=0.0)
+                total += turn(row, x, live, l_) * g
+                tl.store(to, g * r, mask=mask)
+            tl.store(grad_radial + r_at, total, mask=mask)
 
 
 @any_size
@@ -379,13 +357,13 @@ def gate_back_kernel(mixed, grad, grad_mixed, n_edges, width: constexpr, L: cons
 
 
 @triton.jit
-def logits(mixed, gain, bias, n_edges, width: constexpr, first: constexpr, A: constexpr,
+def logits(mixed, gain, bias, n_edges, width: constexpr, H: constexpr, A: constexpr,
            EDGES: constexpr):
     """Edges of this program, which exist, addresses (EDGES, A) of the logits s of its head, their
     inverse standard deviation, normalised s, and LayerNorm(s)."""
     e = (tl.program_id(0) * EDGES + tl.arange(0, EDGES)).to(tl.int64)
     a = tl.arange(0, A)
-    at = (e * width + first + tl.program_id(1) * A)[:, None] + a[None, :]
+    at = ((e + 1) * width - (H - tl.program_id(1)) * A)[:, None] + a[None, :]  # they come last
     s = tl.load(mixed + at, mask=(e < n_edges)[:, None], other=0.0)
     s = s - tl.sum(s, axis=1)[:, None] / A
     inverse = 1 / tl.sqrt(tl.sum(s * s, axis=1)[:, None] / A + 1e-5)
@@ -395,9 +373,9 @@ def logits(mixed, gain, bias, n_edges, width: constexpr, first: constexpr, A: co
 
 @any_size
 def weigh_kernel(mixed, edge_weight, gain, bias, logit, out, n_edges, width: constexpr,
-                 first: constexpr, H: constexpr, A: constexpr, EDGES: constexpr):
+                 H: constexpr, A: constexpr, EDGES: constexpr):
     """w = u exp(a · LeakyReLU(LayerNorm(s))) of one head."""
-    e, live, _, _, _, t = logits(mixed, gain, bias, n_edges, width, first, A, EDGES)
+    e, live, _, _, _, t = logits(mixed, gain, bias, n_edges, width, H, A, EDGES)
     head = tl.program_id(1)
     t = tl.where(t > 0, t, 0.2 * t) * tl.load(logit + head * A + tl.arange(0, A))[None, :]
     weight = tl.exp(tl.sum(t, axis=1)) * tl.load(edge_weight + e, mask=live, other=0.0)
@@ -406,9 +384,8 @@ def weigh_kernel(mixed, edge_weight, gain, bias, logit, out, n_edges, width: con
 
 @any_size
 def weigh_back_kernel(mixed, weight, gain, bias, logit, grad, grad_mixed, grad_parameters,
-                      n_edges, width: constexpr, first: constexpr, H: constexpr, A: constexpr,
-                      EDGES: constexpr):
-    e, live, at, inverse, s, t = logits(mixed, gain, bias, n_edges, width, first, A, EDGES)
+                      n_edges, width: constexpr, H: constexpr, A: constexpr, EDGES: constexpr):
+    e, live, at, inverse, s, t = logits(mixed, gain, bias, n_edges, width, H, A, EDGES)
     head, a = tl.program_id(1), tl.arange(0, A)
     g = tl.load(grad + e * H + head, mask=live, other=0.0)
     g = (g * tl.load(weight + e * H + head, mask=live, other=0.0))[:, None]
@@ -473,21 +450,6 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
     change -= tl.load(mean + n * H + a, mask=mask, other=0.0)
     change *= tl.load(inverse + n * H + a, mask=mask, other=0.0)
     tl.store(grad_weight + e[:, None] * H + a, change, mask=mask)
-
-
-@any_size
-def embed_back_kernel(grad, wigner, share, dst, out, n_edges, n_nodes, L: constexpr,
-                      stored: constexpr, C: constexpr, EDGES: constexpr):
-    size: constexpr = wigner_at(L + 1, -stored, stored)
-    e, live, c, mask = some_edges(n_edges, C, EDGES)
-    n = tl.load(dst + e, mask=live, other=0)[:, None]
-    factor = tl.load(share + e, mask=live, other=0.0)[:, None]
-    for l_ in tl.static_range(L + 1):
-        g = ()
-        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-            g = g + (tl.load(grad + (s * n_nodes + n) * C + c, mask=mask, other=0.0),)
-        turned = turn(wigner + e * size + wigner_at(l_, 0, stored), g, live, l_)
-        tl.store(out + (e[:, None] * (L + 1) + l_) * C + c, turned * factor, mask=mask)
 
 
 @any_size
@@ -583,39 +545,6 @@ def norm_back_kernel(x, weight, gamma, beside, grad, grad_x, parts, n_nodes, eps
             tl.store(grad_x + at, g, mask=mask)
 
 
-@any_size
-def feed_kernel(gates, x, out, n_nodes, L: constexpr, C: constexpr, EDGES: constexpr):
-    """SiLU of the scalars, which stand before the gates; x times sigmoid of the gates."""
-    n, _, c, mask = some_edges(n_nodes, C, EDGES)
-    n = n[:, None]
-    for l_ in tl.static_range(L + 1):
-        gate = tl.load(gates + (n * (L + 1) + l_) * C + c, mask=mask, other=0.0)
-        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-            at = (s * n_nodes + n) * C + c
-            v = tl.load(x + at - n_nodes * C, mask=mask, other=0.0) if l_ else gate
-            tl.store(out + at, v * tl.sigmoid(gate), mask=mask)
-
-
-@any_size
-def feed_back_kernel(gates, x, grad, grad_gates, grad_x, n_nodes, L: constexpr, C: constexpr,
-                     EDGES: constexpr):
-    n, _, c, mask = some_edges(n_nodes, C, EDGES)
-    n = n[:, None]
-    for l_ in tl.static_range(L + 1):
-        gate = tl.load(gates + (n * (L + 1) + l_) * C + c, mask=mask, other=0.0)
-        share = tl.sigmoid(gate)
-        total = tl.zeros([EDGES, C], tl.float32)
-        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-            at = (s * n_nodes + n) * C + c
-            g = tl.load(grad + at, mask=mask, other=0.0)
-            if l_:
-                total += g * tl.load(x + at - n_nodes * C, mask=mask, other=0.0) * (1 - share)
-                tl.store(grad_x + at - n_nodes * C, g * share, mask=mask)
-            else:
-                total += g * (1 + gate * (1 - share))
-        tl.store(grad_gates + (n * (L + 1) + l_) * C + c, total * share, mask=mask)
-
-
 # ------------------------------------------------------------------------ autograd functions
 
 
@@ -623,47 +552,35 @@ def _programs(n: int, each: int = EDGES) -> tuple[int]:
     return (max(1, -(-n // each)),)
 
 
-def _warps(c: int) -> int:
-    """Of a program that works node by node: two channels for each thread."""
-    return max(1, c // 64)
-
-
 def _column_sums(x: Tensor) -> Tensor:
     return x.new_ones(len(x)) @ x
 
 
 class Hidden(torch.autograd.Function):
-    """SiLU(W_1 SiLU(W_0 basis + b_0 + sent_j + heard_i) + b_1), of which without ``keep`` nothing
-    stays in memory but the result; see :meth:`x3mat.model.RadialNetwork.hidden`."""
+    """SiLU(W_1 SiLU(W_0 basis + b_0 + sent_j + heard_i) + b_1), see
+    :meth:`x3mat.model.RadialNetwork.hidden`."""
 
     @staticmethod
-    def forward(ctx, sent, heard, basis, edges, keep, *parameters):
-        x, first, y = Hidden.inner(sent, heard, basis, edges, parameters)
-        ctx.save_for_backward(sent, heard, basis, *parameters, *((x, first, y) if keep else ()))
-        ctx.edges = edges
-        return nn.functional.silu(y)
-
-    @staticmethod
-    def inner(sent, heard, basis, edges, parameters):
-        """Both arguments of SiLU, and the first result."""
-        w_0, b_0, w_1, b_1 = parameters
+    def forward(ctx, sent, heard, basis, edges, w_0, b_0, w_1, b_1):
         x = torch.addmm(b_0, basis, w_0.T)
         first = torch.empty_like(x)
         mix_kernel[_programs(len(x))](x, sent, heard, edges.src, edges.dst, first, *x.shape, EDGES)
-        return x, first, torch.addmm(b_1, first, w_1.T)
+        y = torch.addmm(b_1, first, w_1.T)
+        ctx.save_for_backward(basis, x, first, y, w_1)
+        ctx.edges, ctx.shape = edges, sent.shape
+        return nn.functional.silu(y)
 
     @staticmethod
     def backward(ctx, grad):
-        sent, heard, basis, *rest = ctx.saved_tensors
-        parameters, edges, back = rest[:4], ctx.edges, torch.ops.aten.silu_backward
-        x, first, y = rest[4:] or Hidden.inner(sent, heard, basis, edges, parameters)
+        basis, x, first, y, w_1 = ctx.saved_tensors
+        edges, back = ctx.edges, torch.ops.aten.silu_backward
         grad_y = back(grad, y)
-        grad_x = back(grad_y @ parameters[2], x)
-        sums = grad.new_empty(2, *sent.shape)
+        grad_x = back(grad_y @ w_1, x)
+        sums = grad.new_empty(2, *ctx.shape)
         for start, out, sender in ((edges.start_src, sums[0], True), (edges.start, sums[1], False)):
             sum_kernel[(len(out),)](edges.by_src, start, grad_x, out, out.shape[1], sender,
-                                    num_warps=_warps(out.shape[1]))
-        return (*sums, None, None, None, grad_x.T @ basis, sums[1].sum(0), grad_y.T @ first,
+                                    num_warps=max(1, out.shape[1] // 64))
+        return (*sums, None, None, grad_x.T @ basis, sums[1].sum(0), grad_y.T @ first,
                 _column_sums(grad_y))
 
 
@@ -689,48 +606,6 @@ class Norm(torch.autograd.Function):
         return grad_x, parts[0], parts[1], parts[2:], None
 
 
-class Linear(torch.autograd.Function):
-    """:class:`x3mat.model.SphericalLinear` of x, (S, N, C), row by row, plus ``residual``."""
-
-    @staticmethod
-    def forward(ctx, x, residual, weight, bias, rows):
-        each = weight.index_select(0, rows)
-        ctx.save_for_backward(x, each, rows)
-        ctx.shape = weight.shape
-        out = residual.clone(memory_format=torch.contiguous_format)
-        out[0] += bias
-        return out.baddbmm_(x, each)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, each, rows = ctx.saved_tensors
-        of_rows = torch.bmm(x.transpose(1, 2), grad)
-        return (torch.bmm(grad, each.transpose(1, 2)), grad,
-                grad.new_zeros(ctx.shape).index_add_(0, rows, of_rows), grad[0].sum(0), None)
-
-
-class Gate(torch.autograd.Function):
-    """Activation of :class:`x3mat.model.FeedForward`: (N, (L + 1) F) and (S − 1, N, F) → (S, N, F).
-    """
-
-    @staticmethod
-    def forward(ctx, gates, x):
-        ctx.save_for_backward(gates, x)
-        rows, n = len(x) + 1, len(gates)
-        l_max = round(rows**0.5) - 1
-        out = gates.new_empty(rows, n, gates.shape[1] // (l_max + 1))
-        feed_kernel[_programs(n)](gates, x, out, n, l_max, out.shape[2], EDGES)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        gates, x = ctx.saved_tensors
-        grad_gates, grad_x, (rows, n, c) = torch.empty_like(gates), torch.empty_like(x), grad.shape
-        feed_back_kernel[_programs(n)](gates, x, grad.contiguous(), grad_gates, grad_x, n,
-                                       round(rows**0.5) - 1, c, EDGES)
-        return grad_gates, grad_x
-
-
 class Embed(torch.autograd.Function):
     """Scalars plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree, see
     :meth:`x3mat.model.X3Mat._embed`: Y_l / √(2l + 1) is the row m = 0 of D. ``weight``, ``bias``:
@@ -738,23 +613,25 @@ class Embed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, scalars, edges, sizes):
-        ctx.save_for_backward(hidden, weight)
         ctx.edges, ctx.sizes, (n, c) = edges, sizes, scalars.shape
         radial = torch.addmm(bias, hidden, weight.T)
         out = scalars.new_empty((sizes[0] + 1) ** 2, n, c)
         turn_back_kernel[(n,)](edges.by_src, edges.start, edges.wigner, radial, edges.share, out,
                                len(radial), n, sizes[0], 0, sizes[1], c, False, c, num_warps=1)
         out[0] += scalars
+        ctx.save_for_backward(hidden, weight)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        (hidden, weight), edges, n_edges = ctx.saved_tensors, ctx.edges, len(ctx.edges.dst)
-        grad, radial = grad.contiguous(), grad.new_empty(n_edges, len(weight))
-        embed_back_kernel[_programs(n_edges)](grad, edges.wigner, edges.share, edges.dst, radial,
-                                              n_edges, *grad.shape[1:2], *ctx.sizes,
-                                              grad.shape[2], EDGES)
-        return radial @ weight, radial.T @ hidden, _column_sums(radial), grad[0], None, None
+        (hidden, weight), edges, (l_max, stored) = ctx.saved_tensors, ctx.edges, ctx.sizes
+        grad, (_, n, c), n_edges = grad.contiguous(), grad.shape, len(hidden)
+        out, one, zero = grad.new_zeros(n_edges, len(weight)), grad.new_ones(n), grad.new_zeros(n)
+        attend_back_kernel[_programs(n_edges)](  # of one head whose weights are not normalised
+            out, edges.share, edges.dst, edges.wigner, one, zero, grad, out,
+            torch.empty_like(edges.share), n_edges, n, edges.wigner.shape[1], l_max, 0, stored, c,
+            1, EDGES)
+        return out @ weight, out.T @ hidden, _column_sums(out), grad[0], None, None
 
 
 @dataclass(frozen=True)
@@ -769,17 +646,12 @@ class Sizes:
     heads: int
     logits: int  # channels of a head
     receivers: int
-    keep: bool  # intermediate results for the backward pass, instead of computing them again
-
-    @property
-    def first_logit(self) -> int:
-        """Numbers of an edge in front of the logits: degrees l ≥ 1, scalars and gates."""
-        return (1 + 2 * self.l_max) * self.channels
 
     @property
     def mixed(self) -> int:
-        """Numbers of an edge in the m = 0 block that the first convolution gives."""
-        return self.first_logit + self.heads * self.logits
+        """Numbers of an edge in the m = 0 block that the first convolution gives: degrees l ≥ 1,
+        scalars, gates, logits."""
+        return (1 + 2 * self.l_max) * self.channels + self.heads * self.logits
 
     def blocks(self, x: Tensor, n_edges: int, l_max: int, width: int = 0) -> list[Tensor]:
         """The block of each order of a flat buffer, as a matrix; ``width`` of that of m = 0."""
@@ -813,33 +685,28 @@ class Attend(torch.autograd.Function):
         orders_ = s.m_max + 1
         mixed = s.buffer(h, n_edges, s.l_max, s.mixed)
         radial = torch.addmm(parameters[2], hidden, parameters[1].T)
-        x = Attend.rotate(h, radial, edges, s, parameters)
+        x = s.buffer(h, n_edges, s.l_max)
+        rotate_kernel[_programs(n_edges)](
+            h, parameters[0], edges.src, edges.dst, edges.wigner, radial, x, n_edges, h.shape[1],
+            s.l_max, s.m_max, s.stored, s.channels, EDGES)
         Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
         weight = h.new_empty(n_edges, s.heads)
         weigh_kernel[(*_programs(n_edges, 64), s.heads)](
-            mixed, edges.weight, gain, bias, logit, weight, n_edges, s.mixed, s.first_logit,
-            s.heads, s.logits, 64)
-        gated, value = Attend.values(mixed, n_edges, s, weights[orders_:], bias_2)
+            mixed, edges.weight, gain, bias, logit, weight, n_edges, s.mixed, s.heads, s.logits, 64)
+        gated, value = s.buffer(mixed, n_edges, s.l_max), s.buffer(mixed, n_edges, s.l_out)
+        gate_kernel[_programs(n_edges)](mixed, gated, n_edges, s.mixed, s.l_max, s.m_max,
+                                        s.channels, EDGES)
+        Attend.products(gated, value, n_edges, s, s.l_out, 0, weights[orders_:], bias_2)
         out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
         inverse = h.new_empty(s.receivers, s.heads)
         attend_kernel[(s.receivers,)](
             value, weight, edges.start, edges.wigner, out, inverse, n_edges, s.receivers,
             edges.wigner.shape[1], s.l_out, s.m_max, s.stored, s.channels, s.heads,
-            num_warps=_warps(s.channels))
-        kept = (radial, x, gated, value) if s.keep else ()
-        ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, *parameters, *kept)
+            num_warps=max(1, s.channels // 64))
+        ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, radial, x, gated, value,
+                              *parameters)
         ctx.edges, ctx.sizes = edges, sizes
         return out
-
-    @staticmethod
-    def rotate(h, radial, edges, s, parameters):
-        """First convolution's input."""
-        n_edges, offset = len(edges.src), parameters[0]
-        x = s.buffer(h, n_edges, s.l_max)
-        rotate_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner, radial, x,
-                                          n_edges, h.shape[1], s.l_max, s.m_max, s.stored,
-                                          s.channels, EDGES)
-        return x
 
     @staticmethod
     def products(x, out, n_edges, s, l_out, width, weights, bias):
@@ -848,16 +715,6 @@ class Attend(torch.autograd.Function):
                     weights, strict=False)
         for m, (a, b, w) in enumerate(pairs):
             torch.mm(a, w.T, out=b) if m else torch.addmm(bias, a, w.T, out=b)
-
-    @staticmethod
-    def values(mixed, n_edges, s, weights, bias):
-        """Gated features and the second convolution's output."""
-        gated = s.buffer(mixed, n_edges, s.l_max)
-        gate_kernel[_programs(n_edges)](mixed, gated, n_edges, s.mixed, s.l_max, s.m_max,
-                                        s.channels, EDGES)
-        value = s.buffer(mixed, n_edges, s.l_out)
-        Attend.products(gated, value, n_edges, s, s.l_out, 0, weights, bias)
-        return gated, value
 
     @staticmethod
     def back(x, grad, n_edges, s, l_out, width, weights):
@@ -871,22 +728,19 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         edges, s, n_edges = ctx.edges, ctx.sizes, len(ctx.edges.src)
-        h, hidden, mixed, weight, out, inverse, *rest = ctx.saved_tensors
-        parameters, kept = (rest[:-4], rest[-4:]) if s.keep else (rest, None)
-        offset, w_radial, b_radial, _, bias_2, gain, bias, logit, *weights = parameters
+        (h, hidden, mixed, weight, out, inverse, radial, x, gated, value, *parameters) = (
+            ctx.saved_tensors)
+        offset, w_radial, _, _, _, gain, bias, logit, *weights = parameters
         orders_, grad, n = s.m_max + 1, grad.contiguous(), h.shape[1]
-        gated, value = kept[2:] if kept else Attend.values(mixed, n_edges, s, weights[orders_:],
-                                                           bias_2)
         grad_value, grad_weight = torch.empty_like(value), torch.empty_like(weight)
         mean = (grad * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
         attend_back_kernel[_programs(n_edges)](
             value, weight, edges.dst, edges.wigner, inverse, mean, grad, grad_value, grad_weight,
             n_edges, s.receivers, edges.wigner.shape[1], s.l_out, s.m_max, s.stored,
             s.channels, s.heads, EDGES)
-        del value
         grad_gated, second, grad_bias_2 = Attend.back(gated, grad_value, n_edges, s, s.l_out, 0,
                                                       weights[orders_:])
-        del gated, grad_value
+        del grad_value
         grad_mixed = torch.empty_like(mixed)
         gate_back_kernel[_programs(n_edges)](mixed, grad_gated, grad_mixed, n_edges, s.mixed,
                                              s.l_max, s.m_max, s.channels, EDGES)
@@ -894,13 +748,11 @@ class Attend(torch.autograd.Function):
         grid = (*_programs(n_edges, 64), s.heads)
         parts = h.new_empty(*grid, 3, s.logits)
         weigh_back_kernel[grid](mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts,
-                                n_edges, s.mixed, s.first_logit, s.heads, s.logits, 64)
+                                n_edges, s.mixed, s.heads, s.logits, 64)
         parts = parts.sum(0)
-        radial = kept[0] if kept else torch.addmm(b_radial, hidden, w_radial.T)
-        x = kept[1] if kept else Attend.rotate(h, radial, edges, s, parameters)
         grad_x, first, grad_bias_1 = Attend.back(x, grad_mixed, n_edges, s, s.l_max, s.mixed,
                                                  weights[:orders_])
-        del x, grad_mixed
+        del grad_mixed
         grad_h, grad_radial = torch.empty_like(h), torch.empty_like(radial)
         sizes = n_edges, n, s.l_max, s.m_max, s.stored, s.channels
         rotate_back_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner,
@@ -908,7 +760,7 @@ class Attend(torch.autograd.Function):
         for start, part, sender in ((edges.start, grad_h[:, :, s.channels :], False),
                                     (edges.start_src, grad_h, True)):
             turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, None, part, *sizes,
-                                   sender, 2 * s.channels, num_warps=_warps(s.channels))
+                                   sender, 2 * s.channels, num_warps=max(1, s.channels // 64))
         return (grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
                 grad_radial.T @ hidden, _column_sums(grad_radial), grad_bias_1, grad_bias_2,
                 parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second)
@@ -923,9 +775,10 @@ def geometry(model, graph) -> tuple:
     module, m_max, n_edges = model.wigner, model.config.m_max, len(frames)
     points = module.points.to(frames)
     wigner = frames.new_empty(n_edges, wigner_at(module.l_max + 1, -m_max, m_max))
-    wigner_kernel[_programs(n_edges, 128)](frames.contiguous(), directed[:, -1].contiguous(),
-                                           points, module.inverse.to(frames), wigner, n_edges,
-                                           module.l_max, m_max, len(points), 128)
+    wigner_kernel[_programs(n_edges)](frames.contiguous(), directed[:, -1].contiguous(), points,
+                                      module.inverse.to(frames), wigner, n_edges, module.l_max,
+                                      m_max, len(points), triton.next_power_of_2(len(points)),
+                                      EDGES)
     share = model.share(edges, graph.n_windows)
     return (edges, *(pack(some, share, wigner) for some in (edges, edges.first(len(graph.window)))))
 
@@ -946,12 +799,14 @@ def network(model, graph, geometry: tuple) -> Tensor:
     radial, last = model.degree_embedding, model.degree_embedding.rest[-1]
     scale = torch.arange(1, 2 * c.l_max + 2, 2, device=edges.src.device).sqrt()
     scale = scale.repeat_interleave(c.channels)
-    x = Embed.apply(hidden(radial, edges, packed, keeps(model, len(edges.src))),
-                    last.weight * scale[:, None], last.bias * scale,
+    x = Embed.apply(hidden(radial, edges, packed), last.weight * scale[:, None], last.bias * scale,
                     edges.element @ model.embedding, packed, (c.l_max, c.m_max))
+    run = block
+    if torch.is_grad_enabled() and not keeps(model, len(edges.src)):
+        run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
     for layer in model.blocks[:-1]:
-        x = block(model, layer, x, len(edges.element), edges, packed)
-    x = block(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
+        x = run(model, layer, x, len(edges.element), edges, packed)
+    x = run(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
     return model.readout(x[0])
 
 
@@ -966,11 +821,17 @@ def keeps(model, n_edges: int) -> bool:
     return 4 * numbers < KEEP * total
 
 
-def hidden(radial, edges, packed: Packed, keep: bool) -> Tensor:
+def hidden(radial, edges, packed: Packed) -> Tensor:
     """:meth:`x3mat.model.RadialNetwork.hidden`."""
     first, second = radial.distance, radial.rest[1]
     return Hidden.apply(edges.element @ radial.sender, edges.element @ radial.receiver, edges.basis,
-                        packed, keep, first.weight, first.bias, second.weight, second.bias)
+                        packed, first.weight, first.bias, second.weight, second.bias)
+
+
+def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:
+    """:class:`x3mat.model.SphericalLinear` of (S, N, C), row by row, plus ``residual``."""
+    bias = nn.functional.pad(module.bias[None, None], (0, 0, 0, 0, 0, len(rows) - 1))
+    return (residual + bias).baddbmm_(x, module.weight.index_select(0, rows))
 
 
 def norm(x: Tensor, module) -> tuple[Tensor, Tensor]:
@@ -982,21 +843,24 @@ def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Ten
     """:class:`x3mat.model.Block`: (S, N, C) → (S_out, receivers, C)."""
     a, rows = layer.attention, model.degree_of_row
     s = Sizes(a.l_max, a.l_out, a.m_max, model.config.m_max, x.shape[2], a.heads,
-              a.LOGIT_CHANNELS, receivers, keeps(model, len(edges.src)))
+              a.LOGIT_CHANNELS, receivers)
     both = torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2)
     x, y = norm(x, layer.norm_attention)
     h = torch.bmm(y, both.index_select(0, rows))
     first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
     update = Attend.apply(
-        h, hidden(a.radial, edges, packed, s.keep), packed, s,
+        h, hidden(a.radial, edges, packed), packed, s,
         a.of_sender.bias + a.of_receiver.bias, last.weight, last.bias, first[0].bias,
         second[0].bias, a.logit_norm.weight, a.logit_norm.bias, a.logit,
         *(w.weight for w in [*first, *second]))
     rows = rows[: len(update)]
-    x = Linear.apply(update, x[: len(update), :receivers], a.project.weight, a.project.bias, rows)
+    x = linear(update, a.project, rows, x[: len(update), :receivers])
     x, y = norm(x, layer.norm_feed_forward)
     f, (scalars, y) = layer.feed_forward, y.split([1, len(rows) - 1])
+    scalars, *gates = f.gates(scalars[0]).chunk(1 + a.l_out, dim=1)
+    inner = [nn.functional.silu(scalars)[None]]
     if a.l_out:
-        y = torch.bmm(y, f.expand.weight.index_select(0, rows[1:] - 1))
-    y = Gate.apply(f.gates(scalars[0]), y)
-    return Linear.apply(y, x, f.contract.weight, f.contract.bias, rows)
+        each = rows[1:] - 1
+        gates = torch.sigmoid(torch.stack(gates)).index_select(0, each)
+        inner.append(torch.bmm(y, f.expand.weight.index_select(0, each)) * gates)
+    return linear(torch.cat(inner), f.contract, rows, x)

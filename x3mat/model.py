@@ -566,7 +566,6 @@ class X3Mat(nn.Module):
         if not (positions.is_cuda or interpreted) or not find_spec("triton"):
             return None
         from x3mat import kernels
-
         return kernels if kernels.usable(self, positions) else None
 
     def plain_network(self, graph: WindowGraph, geometry: tuple[Edges, Tensor]) -> Tensor:

@@ -71,7 +71,6 @@ class Ensemble:
     def contributions(self, windows: Windows) -> np.ndarray:
         """Contribution of each window according to each member, (members, W), float64."""
         from x3mat.model import contributions
-
         with ThreadPoolExecutor(min(self.workers, len(self.members))) as pool:
             y = contributions(self.members, windows, MAX_ATOMS, pool.map)
         return y[..., self.output].double().cpu().numpy()
@@ -123,7 +122,6 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     is damaged, or checkpoints do not belong together.
     """
     from x3mat.model import load_checkpoint
-
     name, column = str(name_or_path), ""
     if not Path(name).exists():
         name, _, column = name.partition(":")
