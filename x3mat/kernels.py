@@ -54,6 +54,8 @@ class Packed:
     dst: Tensor  # (E,) sorted
     weight: Tensor  # (E,)
     share: Tensor  # (E,) weight over the mean degree
+    one: Tensor  # (E,) 1, whose product with a matrix sums its rows
+    species: Tensor  # (N,) 0 for probes
     wigner: Tensor  # (E, P) not-zero elements of the Wigner matrices, row by row
     start: Tensor  # (N + 1,) first edge of each receiver
     by_src: Tensor  # (E,) permutation that sorts the edges by sender
@@ -453,12 +455,12 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
 
 
 @any_size
-def mix_kernel(x, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: constexpr):
-    """x ← x + sent_j + heard_i; SiLU(x)."""
+def mix_kernel(x, sent, heard, species, src, dst, out, n_edges, C: constexpr, EDGES: constexpr):
+    """x ← x + sent_j + heard_i, rows of the species of j and i; SiLU(x)."""
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     at = e[:, None] * C + c
-    j = tl.load(src + e, mask=live, other=0)[:, None] * C + c
-    i = tl.load(dst + e, mask=live, other=0)[:, None] * C + c
+    j = tl.load(species + tl.load(src + e, mask=live, other=0))[:, None] * C + c
+    i = tl.load(species + tl.load(dst + e, mask=live, other=0))[:, None] * C + c
     both = tl.load(sent + j, mask=mask, other=0.0) + tl.load(heard + i, mask=mask, other=0.0)
     both += tl.load(x + at, mask=mask, other=0.0)
     tl.store(x + at, both, mask=mask)
@@ -466,14 +468,14 @@ def mix_kernel(x, sent, heard, src, dst, out, n_edges, C: constexpr, EDGES: cons
 
 
 @triton.jit
-def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr):
+def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr, width: constexpr):
     """Σ x over the edges from a node, or to it."""
     n, c, k, stop = one_node(start, C)
     acc = tl.zeros([C], tl.float32)
     while k < stop:
         acc += tl.load(x + (tl.load(order + k) if SENDER else k) * C + c)
         k += 1
-    tl.store(out + n * C + c, acc)
+    tl.store(out + n * width + c, acc)
 
 
 @triton.jit
@@ -552,36 +554,33 @@ def _programs(n: int, each: int = EDGES) -> tuple[int]:
     return (max(1, -(-n // each)),)
 
 
-def _column_sums(x: Tensor) -> Tensor:
-    return x.new_ones(len(x)) @ x
-
-
 class Hidden(torch.autograd.Function):
     """SiLU(W_1 SiLU(W_0 basis + b_0 + sent_j + heard_i) + b_1), see
     :meth:`x3mat.model.RadialNetwork.hidden`."""
 
     @staticmethod
-    def forward(ctx, sent, heard, basis, edges, w_0, b_0, w_1, b_1):
+    def forward(ctx, sent, heard, basis, element, edges, w_0, b_0, w_1, b_1):
         x = torch.addmm(b_0, basis, w_0.T)
         first = torch.empty_like(x)
-        mix_kernel[_programs(len(x))](x, sent, heard, edges.src, edges.dst, first, *x.shape, EDGES)
+        mix_kernel[_programs(len(x))](x, sent, heard, edges.species, edges.src, edges.dst, first,
+                                      *x.shape, EDGES)
         y = torch.addmm(b_1, first, w_1.T)
-        ctx.save_for_backward(basis, x, first, y, w_1)
-        ctx.edges, ctx.shape = edges, sent.shape
+        ctx.save_for_backward(basis, element, x, first, y, w_1)
+        ctx.edges = edges
         return nn.functional.silu(y)
 
     @staticmethod
     def backward(ctx, grad):
-        basis, x, first, y, w_1 = ctx.saved_tensors
-        edges, back = ctx.edges, torch.ops.aten.silu_backward
+        basis, element, x, first, y, w_1 = ctx.saved_tensors
+        edges, back, c = ctx.edges, torch.ops.aten.silu_backward, x.shape[1]
         grad_y = back(grad, y)
         grad_x = back(grad_y @ w_1, x)
-        sums = grad.new_empty(2, *ctx.shape)
-        for start, out, sender in ((edges.start_src, sums[0], True), (edges.start, sums[1], False)):
-            sum_kernel[(len(out),)](edges.by_src, start, grad_x, out, out.shape[1], sender,
-                                    num_warps=max(1, out.shape[1] // 64))
-        return (*sums, None, None, grad_x.T @ basis, sums[1].sum(0), grad_y.T @ first,
-                _column_sums(grad_y))
+        sums = grad.new_empty(len(element), 2 * c)
+        for start, to, sender in ((edges.start_src, sums, True), (edges.start, sums[:, c:], False)):
+            sum_kernel[(len(to),)](edges.by_src, start, grad_x, to, c, sender, 2 * c,
+                                   num_warps=max(1, c // 64))
+        return (*(element.T @ sums).split(c, dim=1), None, None, None, grad_x.T @ basis,
+                sums[:, c:].sum(0), grad_y.T @ first, edges.one @ grad_y)
 
 
 class Norm(torch.autograd.Function):
@@ -631,7 +630,7 @@ class Embed(torch.autograd.Function):
             out, edges.share, edges.dst, edges.wigner, one, zero, grad, out,
             torch.empty_like(edges.share), n_edges, n, edges.wigner.shape[1], l_max, 0, stored, c,
             1, EDGES)
-        return out @ weight, out.T @ hidden, _column_sums(out), grad[0], None, None
+        return out @ weight, out.T @ hidden, edges.one @ out, grad[0], None, None
 
 
 @dataclass(frozen=True)
@@ -717,13 +716,14 @@ class Attend(torch.autograd.Function):
             torch.mm(a, w.T, out=b) if m else torch.addmm(bias, a, w.T, out=b)
 
     @staticmethod
-    def back(x, grad, n_edges, s, l_out, width, weights):
+    def back(x, grad, edges, s, l_out, width, weights):
         """Gradients of an SO(2) convolution: of its input, its weights and its bias."""
+        n_edges = len(edges.src)
         a, b = s.blocks(x, n_edges, s.l_max), s.blocks(grad, n_edges, l_out, width)
         out = s.buffer(x, n_edges, s.l_max)
         for g, w, to in zip(b, weights, s.blocks(out, n_edges, s.l_max), strict=False):
             torch.mm(g, w.T.contiguous().T, out=to)  # a faster kernel than for w as it is
-        return out, [g.T @ y for g, y in zip(b, a, strict=False)], _column_sums(b[0])
+        return out, [g.T @ y for g, y in zip(b, a, strict=False)], edges.one @ b[0]
 
     @staticmethod
     def backward(ctx, grad):
@@ -738,7 +738,7 @@ class Attend(torch.autograd.Function):
             value, weight, edges.dst, edges.wigner, inverse, mean, grad, grad_value, grad_weight,
             n_edges, s.receivers, edges.wigner.shape[1], s.l_out, s.m_max, s.stored,
             s.channels, s.heads, EDGES)
-        grad_gated, second, grad_bias_2 = Attend.back(gated, grad_value, n_edges, s, s.l_out, 0,
+        grad_gated, second, grad_bias_2 = Attend.back(gated, grad_value, edges, s, s.l_out, 0,
                                                       weights[orders_:])
         del grad_value
         grad_mixed = torch.empty_like(mixed)
@@ -750,7 +750,7 @@ class Attend(torch.autograd.Function):
         weigh_back_kernel[grid](mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts,
                                 n_edges, s.mixed, s.heads, s.logits, 64)
         parts = parts.sum(0)
-        grad_x, first, grad_bias_1 = Attend.back(x, grad_mixed, n_edges, s, s.l_max, s.mixed,
+        grad_x, first, grad_bias_1 = Attend.back(x, grad_mixed, edges, s, s.l_max, s.mixed,
                                                  weights[:orders_])
         del grad_mixed
         grad_h, grad_radial = torch.empty_like(h), torch.empty_like(radial)
@@ -762,7 +762,7 @@ class Attend(torch.autograd.Function):
             turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, None, part, *sizes,
                                    sender, 2 * s.channels, num_warps=max(1, s.channels // 64))
         return (grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
-                grad_radial.T @ hidden, _column_sums(grad_radial), grad_bias_1, grad_bias_2,
+                grad_radial.T @ hidden, edges.one @ grad_radial, grad_bias_1, grad_bias_2,
                 parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second)
 
 
@@ -787,8 +787,8 @@ def pack(edges, share: Tensor, wigner: Tensor) -> Packed:
     """Edges with the offsets that sums without atomics need."""
     nodes = torch.arange(len(edges.element) + 1, device=edges.src.device)
     sorted_src, by_src = edges.src.sort(stable=True)
-    return Packed(edges.src, edges.dst, edges.weight, share, wigner,
-                  torch.searchsorted(edges.dst, nodes), by_src,
+    return Packed(edges.src, edges.dst, edges.weight, share, torch.ones_like(edges.weight),
+                  edges.element.argmax(1), wigner, torch.searchsorted(edges.dst, nodes), by_src,
                   torch.searchsorted(sorted_src, nodes))
 
 
@@ -824,8 +824,8 @@ def keeps(model, n_edges: int) -> bool:
 def hidden(radial, edges, packed: Packed) -> Tensor:
     """:meth:`x3mat.model.RadialNetwork.hidden`."""
     first, second = radial.distance, radial.rest[1]
-    return Hidden.apply(edges.element @ radial.sender, edges.element @ radial.receiver, edges.basis,
-                        packed, first.weight, first.bias, second.weight, second.bias)
+    return Hidden.apply(radial.sender, radial.receiver, edges.basis, edges.element, packed,
+                        first.weight, first.bias, second.weight, second.bias)
 
 
 def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:
