@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from contextlib import redirect_stdout
 
 import bench
 import bench_database
@@ -19,11 +21,15 @@ from x3mat.training import train_config
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
-    path = tmp_path_factory.mktemp("bench") / "quick.json"
+    path, printed = tmp_path_factory.mktemp("bench") / "quick.json", io.StringIO()
     threads = torch.get_num_threads()
-    bench.main(["--quick", "--no-peer", "--device", "cpu", "--threads", "1", "--out", str(path)])
+    with redirect_stdout(printed):
+        bench.main(["--quick", "--no-peer", "--device", "cpu", "--threads", "1", "--json",
+                    "--out", str(path)])  # fmt: skip
     assert torch.get_num_threads() == threads
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    assert json.loads(printed.getvalue()) == found["comparison"]
+    return found
 
 
 def numbers(tree):

@@ -42,6 +42,13 @@ def test_every_command_has_help_with_examples(command):
     assert not command or "x3mat " + " ".join(command) in text.split("Example", 1)[1]
 
 
+def test_bench_is_a_program_of_the_repository(monkeypatch, capfd):
+    run("bench", "--help")
+    assert "x3mat bench --device cpu --json" in capfd.readouterr().out
+    monkeypatch.setattr("x3mat.paths.root", lambda: None)
+    assert "needs the repository" in run("bench", "--help", code=1).output
+
+
 # --------------------------------------------------------------------------------- windows
 
 

@@ -41,6 +41,7 @@ Examples
     python tools/bench.py --l-max 4 --no-peer
     python tools/bench.py --l-max 6 2 --graphs zeolites qmof --seconds 150
     python tools/bench.py --quick --no-peer --out /tmp/quick.json
+    x3mat bench --device cpu --json                          # the same; rows of the comparison
 
 Writes data/results/bench/<name>.json
 """
@@ -51,6 +52,7 @@ import argparse
 import gc
 import importlib.machinery
 import importlib.util
+import json
 import math
 import re
 import shlex
@@ -60,7 +62,7 @@ import time
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -929,6 +931,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=math.inf,
                         help="begin no further measurement after so many seconds")
     parser.add_argument("--seed", type=int, default=0, help="of the windows")
+    parser.add_argument("--json", action="store_true", help="print the rows of the comparison")
     parser.add_argument("--out", default="", help="name of the result (default: the device's), "
                         "or a path that ends in .json")  # fmt: skip
     options = parser.parse_args(argv)
@@ -939,8 +942,11 @@ def main(argv: list[str] | None = None) -> None:
     options.l_max = options.l_max or ([2] if options.quick else [4, 2, 3, 6])
     options.windows = options.windows or (3 if options.quick else 4 if not gpu
                                           or options.device == "cpu" else 100)  # fmt: skip
-    with settings(options):
-        Bench(options, argv).run()
+    with settings(options), redirect_stdout(sys.stderr) if options.json else nullcontext():
+        bench = Bench(options, argv)
+        bench.run()
+    if options.json:
+        print(json.dumps(rounded(bench.payload["comparison"]), indent=1))
 
 
 if __name__ == "__main__":

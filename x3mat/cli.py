@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +24,6 @@ from x3mat.errors import DataError, X3MatError
 
 class _Commands(TyperGroup):
     """Turns a typed error into its message on stderr and exit code 1."""
-
     def invoke(self, context):
         try:
             return super().invoke(context)
@@ -40,6 +40,8 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="List, describe and print the tables of labels.")
 
 MAX_THREADS = 8
+OTHERS = {"add_help_option": False, "context_settings": {  # programs of their own
+    "allow_extra_args": True, "ignore_unknown_options": True}}
 os.environ.setdefault("SPGLIB_WARNING", "OFF")  # where it finds no group, a crystal is P1
 
 Files = Annotated[list[str], typer.Argument(
@@ -52,12 +54,10 @@ Application = Annotated[str, typer.Argument(help="For example zeolite-n2.")]
 
 @app.command()
 def windows(
-    files: Files,
-    radius: Annotated[float, typer.Option(help="Radius of the sphere, Å.")] = 6.0,
+    files: Files, radius: Annotated[float, typer.Option(help="Radius of the sphere, Å.")] = 6.0,
     step: Annotated[float, typer.Option(help="Largest grid spacing, Å.")] = 2.0,
     no_symmetry: Annotated[bool, typer.Option("--no-symmetry", help="Keep all windows.")] = False,
-    as_json: Json = False,
-) -> None:
+    as_json: Json = False) -> None:
     """Cut crystals into windows and describe them.
 
     \b
@@ -72,14 +72,13 @@ def windows(
         started = time.perf_counter()
         crystal = read(file)
         w = sample_windows(crystal, radius, step, symmetry=not no_symmetry)
-        seconds = time.perf_counter() - started
         atoms = w.atoms_per_window.repeat(w.weights).tolist()
         counts = {"min": min(atoms), "median": float(median(atoms)), "max": max(atoms)}
         return {
             "file": file, "formula": crystal.formula, "n_atoms": crystal.n_atoms,
             "space_group": f"{crystal.space_group_symbol} ({crystal.space_group})",
             "grid": list(w.grid), "n_windows": w.n_windows, "n_orbits": w.n_orbits,
-            "atoms_per_window": counts, "seconds": round(seconds, 4)}
+            "atoms_per_window": counts, "seconds": round(time.perf_counter() - started, 4)}
 
     def text(r: dict) -> str:
         n = r["atoms_per_window"]
@@ -100,8 +99,7 @@ def predict(
         help="With --out, only every N-th crystal from the I-th, from 0; default: torchrun's rank."
         )] = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}",
     device: Annotated[str, typer.Option(help="With --out: auto, cpu, cuda, ...")] = "auto",
-    as_json: Json = False,
-) -> None:
+    as_json: Json = False) -> None:
     """Predict a property of crystals, with its spread over the ensemble and warnings.
 
     With --out, a folder that pandas.read_parquet reads as one table, a killed run goes on when
@@ -140,13 +138,11 @@ def predict(
 
 @app.command()
 def explain(
-    files: Files,
-    model: Model = "zeolite-n2",
+    files: Files, model: Model = "zeolite-n2",
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("."),
     step: Annotated[float | None, typer.Option(
         help="Spacing of the map, Å; default the model's.", show_default=False)] = None,
-    as_json: Json = False,
-) -> None:
+    as_json: Json = False) -> None:
     """Map where in crystals the predicted property comes from.
 
     Writes the site map as .cube (for VESTA and ASE), the strongest sites as .csv, and a page .html
@@ -191,8 +187,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices that share a run.")] = 1,
     jobs: Annotated[int, typer.Option(help="Runs side by side, on all GPUs.", min=1)] = 1,
-    as_json: Json = False,
-) -> None:
+    as_json: Json = False) -> None:
     """Train models of an application on its folds; a killed run resumes when called again.
 
     \b
@@ -208,8 +203,7 @@ def train(
     chosen = find(application)
     config = training.train_config(chosen, change or ())
     every = range(len(chosen.folds()))
-    unknown = sorted(set(fold or ()) - set(every))
-    if unknown:
+    if unknown := sorted(set(fold or ()) - set(every)):
         raise DataError(application, f"there is no fold {unknown[0]}",
                         f"Choose from 0 to {every[-1]}.")
     done = filter(None, training.train_folds(
@@ -221,12 +215,20 @@ def train(
         f" on {len(r['predictions'])} held-out crystals" for r in records))
 
 
-@app.command(add_help_option=False, context_settings={
-    "allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**OTHERS)
 def gcmc(context: typer.Context) -> None:
     """Simulate how much gas crystals take up; x3mat gcmc --help tells more."""
     from x3mat_gcmc.command import main
     raise typer.Exit(main(context.args))
+
+
+@app.command(**OTHERS)
+def bench(context: typer.Context) -> None:
+    """Time the network beside a published one; x3mat bench --help tells more."""
+    from x3mat import paths
+    if not (root := paths.root()):
+        raise DataError("x3mat bench", "it needs the repository", "Clone it; install from there.")
+    raise typer.Exit(subprocess.call([sys.executable, root / "tools/bench.py", *context.args]))
 
 
 @data_app.command("list")

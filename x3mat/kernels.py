@@ -679,15 +679,14 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, hidden, edges: Packed, sizes: Sizes, *parameters):
-        s, n_edges = sizes, len(edges.src)
-        _, _, _, bias_1, bias_2, gain, bias, logit, *weights = parameters
-        orders_ = s.m_max + 1
+        s, n_edges, orders_ = sizes, len(edges.src), sizes.m_max + 1
+        offset, w_radial, b_radial, bias_1, bias_2, gain, bias, logit, *weights = parameters
         mixed = s.buffer(h, n_edges, s.l_max, s.mixed)
-        radial = torch.addmm(parameters[2], hidden, parameters[1].T)
+        radial = torch.addmm(b_radial, hidden, w_radial.T)
         x = s.buffer(h, n_edges, s.l_max)
-        rotate_kernel[_programs(n_edges)](
-            h, parameters[0], edges.src, edges.dst, edges.wigner, radial, x, n_edges, h.shape[1],
-            s.l_max, s.m_max, s.stored, s.channels, EDGES)
+        rotate_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner, radial, x,
+                                          n_edges, h.shape[1], s.l_max, s.m_max, s.stored,
+                                          s.channels, EDGES)
         Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
         weight = h.new_empty(n_edges, s.heads)
         weigh_kernel[(*_programs(n_edges, 64), s.heads)](
@@ -728,9 +727,8 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         edges, s, n_edges = ctx.edges, ctx.sizes, len(ctx.edges.src)
-        (h, hidden, mixed, weight, out, inverse, radial, x, gated, value, *parameters) = (
-            ctx.saved_tensors)
-        offset, w_radial, _, _, _, gain, bias, logit, *weights = parameters
+        h, hidden, mixed, weight, out, inverse, radial, x, gated, value, *rest = ctx.saved_tensors
+        offset, w_radial, _, _, _, gain, bias, logit, *weights = rest
         orders_, grad, n = s.m_max + 1, grad.contiguous(), h.shape[1]
         grad_value, grad_weight = torch.empty_like(value), torch.empty_like(weight)
         mean = (grad * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
