@@ -10,6 +10,7 @@ import sys
 import torch
 
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, window_graph
+from x3mat.training import Flat
 
 
 def random_windows(counts: list[int], radius: float) -> tuple[torch.Tensor, ...]:
@@ -52,6 +53,11 @@ def main(device: str) -> None:
         (z * share.float()).sum().backward()
         errors = {n: float((p.grad - expected[n]).norm() / expected[n].norm().clamp(min=1e-6))
                   for n, p in model.named_parameters()}
+        if l_max == 1:  # weights that are parts of a vector, as in training
+            order = torch.cat([expected[n].flatten() for n, _ in model.named_parameters()])
+            flat = Flat(model)
+            (flat.network(graph) * share.float()).sum().backward()
+            errors["vector"] = float((flat.vector.grad - order).norm() / order.norm())
         print(json.dumps({"l_max": l_max, "output": float((z - y).abs().max() / y.abs().max()),
                           "gradient": max(errors.values())}), flush=True)
 

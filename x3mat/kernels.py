@@ -809,14 +809,14 @@ def network(model, graph, geometry: tuple) -> Tensor:
 
 
 def keeps(model, n_edges: int) -> bool:
-    """Whether all layers together may keep about five numbers for each row and channel of
-    an edge: radial weights, inputs and outputs of both convolutions."""
-    c = model.config
+    """Whether all layers together may keep about five numbers for each row and channel of an edge.
+    Always if weights are parts of a vector (:class:`x3mat.training.Flat`), which would be gone when
+    a layer is computed again; in training, chunks bound the memory."""
+    c, device = model.config, model.shift.device
     rows = sum((2 if m else 1) * (c.l_max + 1 - m) for m in range(c.m_max + 1))
     numbers = 5 * n_edges * rows * c.channels * len(model.blocks)
-    device = model.shift.device
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 1e10
-    return 4 * numbers < KEEP * total
+    return not model.embedding.is_leaf or 4 * numbers < KEEP * total
 
 
 def hidden(radial, edges, packed: Packed) -> Tensor:
