@@ -459,8 +459,8 @@ def mix_kernel(x, sent, heard, species, src, dst, out, n_edges, C: constexpr, ED
     """x ← x + sent_j + heard_i, rows of the species of j and i; SiLU(x)."""
     e, live, c, mask = some_edges(n_edges, C, EDGES)
     at = e[:, None] * C + c
-    j = tl.load(species + tl.load(src + e, mask=live, other=0))[:, None] * C + c
-    i = tl.load(species + tl.load(dst + e, mask=live, other=0))[:, None] * C + c
+    j = tl.load(species + tl.load(src + e, mask=live, other=0), mask=live)[:, None] * C + c
+    i = tl.load(species + tl.load(dst + e, mask=live, other=0), mask=live)[:, None] * C + c
     both = tl.load(sent + j, mask=mask, other=0.0) + tl.load(heard + i, mask=mask, other=0.0)
     both += tl.load(x + at, mask=mask, other=0.0)
     tl.store(x + at, both, mask=mask)
