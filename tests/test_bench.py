@@ -131,6 +131,8 @@ def test_what_the_chapter_says_of_speed():
     assert [(r["graphs"], r["lmax"]) for r in before["comparison"]] == cases
     assert [(r["graphs"], r["lmax"]) for f in (six, qmof) for r in f["comparison"]] == [
         ("random", 6), ("qmof", 4)]  # fmt: skip
+    early = results.read("bench/h100.json")["comparison"][0]  # "there only an earlier version"
+    assert (early["graphs"], early["lmax"]) == ("random", 4)
     step = found["counts"][3]
     assert (step["model"], step["l_max"], step["pass"]) == ("x3mat", 4, "fwd+bwd")
     for model in ("uma", "x3mat_plain", "x3mat"):  # "an eighth of the time or less"

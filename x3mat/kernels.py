@@ -770,23 +770,23 @@ class Attend(torch.autograd.Function):
 def geometry(model, graph) -> tuple:
     """Edges, the packed geometry of all edges and of those to probes."""
     edges, frames, directed = model.frames(graph)
-    module, m_max, n_edges = model.wigner, model.config.m_max, len(frames)
+    module, m_max, n_edges, n = model.wigner, model.config.m_max, len(frames), graph.n_windows
     points = module.points.to(frames)
     wigner = frames.new_empty(n_edges, wigner_at(module.l_max + 1, -m_max, m_max))
     wigner_kernel[_programs(n_edges)](frames.contiguous(), directed[:, -1].contiguous(), points,
                                       module.inverse.to(frames), wigner, n_edges, module.l_max,
                                       m_max, len(points), triton.next_power_of_2(len(points)),
                                       EDGES)
-    share = model.share(edges, graph.n_windows)
-    return (edges, *(pack(some, share, wigner) for some in (edges, edges.first(len(graph.window)))))
+    both = model.share(edges, n), nn.functional.pad(graph.species, (n, 0)), wigner
+    return (edges, *(pack(some, *both) for some in (edges, edges.first(len(graph.window)))))
 
 
-def pack(edges, share: Tensor, wigner: Tensor) -> Packed:
+def pack(edges, share: Tensor, species: Tensor, wigner: Tensor) -> Packed:
     """Edges with the offsets that sums without atomics need."""
     nodes = torch.arange(len(edges.element) + 1, device=edges.src.device)
     sorted_src, by_src = edges.src.sort(stable=True)
-    return Packed(edges.src, edges.dst, edges.weight, share, torch.ones_like(edges.weight),
-                  edges.element.argmax(1), wigner, torch.searchsorted(edges.dst, nodes), by_src,
+    return Packed(edges.src, edges.dst, edges.weight, share, torch.ones_like(edges.weight), species,
+                  wigner, torch.searchsorted(edges.dst, nodes), by_src,
                   torch.searchsorted(sorted_src, nodes))
 
 
