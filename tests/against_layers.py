@@ -5,7 +5,6 @@ its kernels run on a GPU or, slowly, on the CPU.
 """
 
 import json
-import os
 import sys
 
 import torch
@@ -23,8 +22,6 @@ def random_windows(counts: list[int], radius: float) -> tuple[torch.Tensor, ...]
 
 def main(device: str) -> None:
     sizes = [(2, 2, 2), (1, 1, 1), (0, 0, 2)] + [(4, 2, 3), (6, 2, 2)] * (device != "cpu")
-    if device == "cpu" and os.environ["X3MAT_KEEP"] == "0":  # slow there, and little differs
-        sizes = [(1, 1, 2)]
     for l_max, m_max, layers in sizes:
         torch.manual_seed(l_max)
         config = X3MatConfig(l_max=l_max, m_max=m_max, layers=layers, channels=16, cutoff=2.5,

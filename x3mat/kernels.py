@@ -11,9 +11,7 @@ Here an attention layer is four fused steps between the matrix products, which c
     attend   Σ_j w_ij D_ijᵀ v_ij / (1 + Σ_j w_ij), one program for each receiving node
 
 No sum needs an atomic addition: edges are sorted by receiver, and a permutation sorts them by
-sender. For the backward pass a layer keeps about five numbers for each row and channel of an edge;
-where all layers together would fill more than a share of the card (``X3MAT_KEEP``, 0.25), each
-keeps only what it reads, and is computed again.
+sender. For the backward pass a layer keeps about five numbers for each row and channel of an edge.
 
 Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
 shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the
@@ -23,19 +21,15 @@ symmetry is kept: 115 of 475 numbers for L = 4, M = 2.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from triton.language import constexpr
 
 EDGES = 8  # of a program that works edge by edge
-KEEP = float(os.environ.get("X3MAT_KEEP", "0.25"))  # of a card's memory, see keeps()
 
 
 def usable(model, x: Tensor) -> bool:
@@ -799,24 +793,10 @@ def network(model, graph, geometry: tuple) -> Tensor:
     scale = scale.repeat_interleave(c.channels)
     x = Embed.apply(hidden(radial, edges, packed), last.weight * scale[:, None], last.bias * scale,
                     edges.element @ model.embedding, packed, (c.l_max, c.m_max))
-    run = block
-    if torch.is_grad_enabled() and not keeps(model, len(edges.src)):
-        run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
     for layer in model.blocks[:-1]:
-        x = run(model, layer, x, len(edges.element), edges, packed)
-    x = run(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
+        x = block(model, layer, x, len(edges.element), edges, packed)
+    x = block(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
     return model.readout(x[0])
-
-
-def keeps(model, n_edges: int) -> bool:
-    """Whether all layers together may keep about five numbers for each row and channel of an edge.
-    Always if weights are parts of a vector (:class:`x3mat.training.Flat`), which would be gone when
-    a layer is computed again; in training, chunks bound the memory."""
-    c, device = model.config, model.shift.device
-    rows = sum((2 if m else 1) * (c.l_max + 1 - m) for m in range(c.m_max + 1))
-    numbers = 5 * n_edges * rows * c.channels * len(model.blocks)
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 1e10
-    return not model.embedding.is_leaf or 4 * numbers < KEEP * total
 
 
 def hidden(radial, edges, packed: Packed) -> Tensor:

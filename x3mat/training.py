@@ -159,7 +159,7 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     parts = chunks(batch.ptr["positions"].tolist(), max_atoms)
     network = model.network
     if len(parts) > 1 and torch.is_grad_enabled():
-        network = partial(checkpoint, network, use_reentrant=False)
+        network = partial(checkpoint, network, use_reentrant=False, preserve_rng_state=False)
     contributions = [network(batch.graph(a, b)) for a, b in parts]
     weighted = torch.cat(contributions) * batch.share[:, None]
     return torch.zeros_like(batch.target).index_add(0, batch.crystal, weighted)

@@ -1,0 +1,196 @@
+"""What each idea behind x3mat.kernels saves: the time of a step without it, one at a time.
+
+An idea is removed by editing the source of x3mat/kernels.py; what is to be replaced stands below,
+word for word, so that this fails if the kernels have moved on. The network and its outputs stay
+the same, which is checked. Measured as tools/bench.py does: random windows of 40 atoms, forward,
+and forward and backward, as CUDA graphs, medians. The unchanged kernels are measured first
+and last.
+
+Examples
+    python tools/bench_ablation.py
+    python tools/bench_ablation.py --only early transposed --out /tmp/ablation.json
+
+Writes data/results/bench/ablation.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import bench
+import torch
+from tqdm import tqdm
+
+from x3mat import paths, results
+from x3mat.errors import DataError
+
+KERNELS = Path(results.__file__).with_name("kernels.py")
+IDEAS = {  # what each is, and what stands in the source, and what would stand there without it
+    "early": ("rows of the next edge asked for before those of one are used", [
+        ("""\
+    rows = rows_of(value, e, e < stop, n_edges, L, M, C)
+    while e < stop:
+""", """    while e < stop:
+        rows = rows_of(value, e, e < stop, n_edges, L, M, C)
+"""),
+        ("""\
+        after = rows_of(value, e + 1, e + 1 < stop, n_edges, L, M, C)
+        acc = turned_back(acc, wigner + e * size, rows, w, L, M, stored)
+        rows = after
+""", """        acc = turned_back(acc, wigner + e * size, rows, w, L, M, stored)
+"""),
+        ("""\
+    rows = rows_of(x, e, k < stop, n_edges, L, M, C)
+    while k < stop:
+        k += 1
+""", """    while k < stop:
+        rows = rows_of(x, e, k < stop, n_edges, L, M, C)
+        k += 1
+"""),
+        ("""\
+        after = rows_of(x, e, k < stop, n_edges, L, M, C)
+        acc = turned_back(acc, at, rows, factor, L, M, stored)
+        rows = after
+""", """        acc = turned_back(acc, at, rows, factor, L, M, stored)
+"""),
+    ]),
+    "loads first": ("gradients of values: all loads of a degree before all its stores", [
+        ("""\
+            rows = rows + (turned * w,)
+        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
+            row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
+            tl.store(grad_value + row, rows[m + orders(l_, M)], mask=mask)
+""", """            tl.store(grad_value + row, turned * w, mask=mask)
+"""),
+    ]),
+    "transposed": ("transposed copies of weights for the gradient of a product's input", [
+        ("w.T.contiguous().T", "w"),
+    ]),
+    "sums as products": ("sums over edges as products with ones", [
+        ("edges.one @ b[0]", "b[0].sum(0)"),
+        ("edges.one @ grad_radial", "grad_radial.sum(0)"),
+        ("edges.one @ grad_y", "grad_y.sum(0)"),
+        ("edges.one @ out", "out.sum(0)"),
+    ]),
+    "padded bias": ("biases of scalars padded with zeros, not added to a part of the features", [
+        ("""\
+    bias = nn.functional.pad(module.bias[None, None], (0, 0, 0, 0, 0, len(rows) - 1))
+    return (residual + bias).baddbmm_(x, module.weight.index_select(0, rows))
+""", """    out = residual.baddbmm(x, module.weight.index_select(0, rows))
+    out[0] += module.bias
+    return out
+"""),
+    ]),
+    "fused norms": ("an equivariant layer norm, and the sum of gradients at it, as one kernel", [
+        ("return Norm.apply(x, module.scalars.weight, module.scalars.bias, gamma, module.eps)",
+         "return x, module(x.transpose(0, 1)).transpose(0, 1).contiguous()"),
+    ]),
+    "fused radial network": ("sums over edges of the radial network's species without atomics", [
+        ("""\
+    return Hidden.apply(radial.sender, radial.receiver, edges.basis, edges.element, packed,
+                        first.weight, first.bias, second.weight, second.bias)
+""", """    return radial.hidden(edges)
+"""),
+    ]),
+    "harmonics of D": ("the embedding in one kernel, with harmonics from the Wigner matrices", [
+        ("""\
+    x = Embed.apply(hidden(radial, edges, packed), last.weight * scale[:, None], last.bias * scale,
+                    edges.element @ model.embedding, packed, (c.l_max, c.m_max))
+""", """    x = model._embed(edges, n_windows).transpose(0, 1).contiguous()
+"""),
+    ]),
+}  # fmt: skip
+
+
+def without(idea: str | None) -> str:
+    """The source of x3mat/kernels.py without an idea.
+
+    Raises a DataError if what it replaces is not there exactly once.
+    """
+    source = KERNELS.read_text(encoding="utf-8")
+    for old, new in IDEAS[idea][1] if idea else ():
+        if source.count(old) != 1:
+            raise DataError(KERNELS.name, f"what stands for the idea {idea!r} is not there once: "
+                            f"{old.strip()[:60]!r}", "Bring tools/bench_ablation.py up to date.")
+        source = source.replace(old, new)
+    return source
+
+
+def module(idea: str | None, folder: Path):
+    """The kernels without an idea, as a module; of a file, since Triton reads its source."""
+    path = folder / f"kernels_without_{(idea or 'nothing').replace(' ', '_')}.py"
+    path.write_text(without(idea), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.modules[path.stem] = found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def measured(graph, clock: bench.Clock, kernels, way: str = "x3mat", replay: bool = True) -> dict:
+    """ms per window, forward and with backward, and the contributions."""
+    network = bench.OurNetwork(bench.Sizes(), 4, way).to(graph.positions.device)
+    network.model._kernels = lambda positions: kernels
+    out = {"output": bench._silent(network, graph.n_windows, network.pack(graph))}
+    for name, backward in (("ms_fwd", False), ("ms_fwd_bwd", True)):
+        found = bench.measure(network, graph, backward, replay, clock)
+        out |= {name: found["ms"], f"{name}_min": found["ms_min"], f"{name}_max": found["ms_max"]}
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=list(IDEAS), default=list(IDEAS))
+    parser.add_argument("--windows", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the windows")
+    parser.add_argument("--out", type=Path, default=paths.results("bench/ablation.json"))
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU that torch can use")
+    began, clock = time.perf_counter(), bench.Clock("cuda", 3, options.repeats)
+    graph = bench.on(bench.random_windows(options.windows, 40, 20, options.seed), "cuda")
+    torch.set_float32_matmul_precision("high")
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        whole = module(None, Path(folder))
+        cases = [("all", None, {}), *((idea, idea, {}) for idea in options.only),
+                 ("CUDA graphs", None, {"replay": False}), ("TF32", None, {}),
+                 ("kernels", None, {"way": "x3mat_plain"}), ("all again", None, {})]  # fmt: skip
+        for name, idea, how in tqdm(cases):
+            torch.set_float32_matmul_precision("highest" if name == "TF32" else "high")
+            found = measured(graph, clock, module(idea, Path(folder)) if idea else whole, **how)
+            found["output"], exact = found["output"].double(), found["output"].double()
+            exact = rows[0]["output"] if rows else exact
+            deviation = float((found["output"] - exact).abs().max() / exact.std())
+            rows.append({"without": name, "what": IDEAS[idea][0] if idea else name,
+                         "deviation": deviation, **found})  # fmt: skip
+            tqdm.write(f"{name}: {found['ms_fwd']:.4f}, {found['ms_fwd_bwd']:.4f} ms, {deviation}")
+    torch.set_float32_matmul_precision("highest")
+    for row in rows:
+        del row["output"]
+    base = sum(r["ms_fwd_bwd"] for r in (rows[0], rows[-1])) / 2
+    for row in rows:
+        row["slower"] = row["ms_fwd_bwd"] / base - 1
+    found = {"device": torch.cuda.get_device_name(), "sizes": vars(bench.Sizes()), "l_max": 4,
+             "graphs": bench.described(graph), "repeats": options.repeats, "rows": rows}
+    with contextlib.suppress(ImportError):
+        import triton
+
+        found["triton"] = triton.__version__
+    results.write(options.out, bench.rounded(found), seed=options.seed,
+                  wall_s=time.perf_counter() - began,
+                  command=shlex.join(["python", "tools/bench_ablation.py", *argv]))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
