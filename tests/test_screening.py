@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from x3mat import databases, screening
 from x3mat.cli import app
 from x3mat.crystal import READ
 from x3mat.errors import DataError
+from x3mat.screening import side_by_side
 
 CODES = ("SOD", "CAN", "ABW", "ATN", "AFI", "LTA", "CHA")
 
@@ -204,3 +207,26 @@ def test_command(files, model, tmp_path):
     assert "6 crystals, 1 of them" in run(files, "iza:LTA", "--out", out).stdout
     assert "no shard" in run("iza:LTA", "--out", out, "--shard", "two", code=1).stderr
     assert len(json.loads(run(files, "--json", code=1).stdout)) == 5
+
+
+def gpus_of_this_process(folder):
+    """When both processes are there."""
+    (folder / str(os.getpid())).touch()
+    for _ in range(1200):
+        if len(list(folder.iterdir())) == 2:
+            break
+        time.sleep(0.05)
+    return os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("devices", "expected"), [
+    (1, {"3", "5"}), (3, {"3,5,7", "9,3,5"}), (5, {"3,5,7,9", "5,7,9,3"}),
+])  # fmt: skip
+def test_trainings_side_by_side_have_gpus_of_their_own(monkeypatch, tmp_path, devices, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9,-1,11")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # what follows -1 does not count
+    with side_by_side(2, devices) as pool:
+        found = [pool.submit(gpus_of_this_process, tmp_path) for _ in range(2)]
+        found = [future.result() for future in found]
+    assert {gpus for gpus, _ in found} == expected
+    assert {threads for _, threads in found} == {torch.get_num_threads() // 2 or 1}

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import multiprocessing
-import os
 import signal
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -42,7 +40,6 @@ from x3mat.training import (
     pad,
     predict_mean,
     set_constants,
-    side_by_side,
     train,
     train_config,
     train_fold,
@@ -366,29 +363,6 @@ def test_the_processes_that_cut_windows_live_as_long_as_the_training(tmp_path, m
     assert seen == [seen[0]] * 6
     assert len(seen[0]) == 1
     assert seen[0][0] not in [p.pid for p in multiprocessing.active_children()]
-
-
-def gpus_of_this_process(folder):
-    """When both processes are there."""
-    (folder / str(os.getpid())).touch()
-    for _ in range(1200):
-        if len(list(folder.iterdir())) == 2:
-            break
-        time.sleep(0.05)
-    return os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()
-
-
-@pytest.mark.parametrize(("devices", "expected"), [
-    (1, {"3", "5"}), (2, {"3,5", "7,9"}), (3, {"3,5,7", "9,3,5"}), (5, {"3,5,7,9", "5,7,9,3"}),
-])  # fmt: skip
-def test_trainings_side_by_side_have_gpus_of_their_own(monkeypatch, tmp_path, devices, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9,-1,11")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # what follows -1 does not count
-    with side_by_side(2, devices) as pool:
-        found = [pool.submit(gpus_of_this_process, tmp_path) for _ in range(2)]
-        found = [future.result() for future in found]
-    assert {gpus for gpus, _ in found} == expected
-    assert {threads for _, threads in found} == {torch.get_num_threads() // 2 or 1}
 
 
 def test_a_loader_goes_on_from_epoch_to_epoch():

@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         "mean_atoms_of_a_cell": float(table.n_atoms[table.error == ""].mean()),
         "atoms_at_a_time": screening.GPU_ATOMS if options.device != "cpu" else screening.MAX_ATOMS,
         "processes": screening.processes(len(names)).get("num_workers", 0),
-        "cores": os.cpu_count(), "gpu_busy": float(np.mean(busy)) / 100 if busy else None,
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu_busy": float(np.mean(busy)) / 100 if busy else None,
         "hours_for_a_million": {str(n): MILLION / rate / n / 3600 for n in GPUS},
     }  # fmt: skip
     results.write(options.out.absolute(), payload, seed=0, wall_s=seconds + warm_up,

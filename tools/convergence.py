@@ -50,13 +50,12 @@ from x3mat.applications import application
 from x3mat.model import X3Mat, X3MatConfig
 from x3mat.predict import load_model
 from x3mat.sampling import Windows, sample_windows
-from x3mat.screening import evaluate, for_each
+from x3mat.screening import evaluate, for_each, side_by_side
 from x3mat.training import (
     TrainConfig,
     collate,
     crystals_of,
     predict_mean,
-    side_by_side,
     train,
     train_config,
 )

@@ -49,7 +49,7 @@ from x3mat import paths, results, training
 from x3mat.applications import application
 from x3mat.model import X3Mat, X3MatConfig, contributions
 from x3mat.sampling import windows_at
-from x3mat.screening import for_each, processes
+from x3mat.screening import for_each, processes, side_by_side
 
 NAME = "qmof-gap"
 CENTRED = 8  # windows at atoms of each crystal and step
@@ -322,7 +322,7 @@ def main() -> None:
         learn_charges(args.charges, args.device, args.charge_epochs, args.charge_limit)
         learned = json.loads(args.charges.with_suffix(".json").read_text())
     jobs = [(idea, seed) for idea in args.ideas for seed in args.seeds]
-    with training.side_by_side(args.jobs) as pool:
+    with side_by_side(args.jobs) as pool:
         futures = [pool.submit(one, *job, args) for job in jobs]
         for future in tqdm(as_completed(futures), "trainings", len(futures)):
             future.result()

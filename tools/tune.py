@@ -27,7 +27,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from x3mat import results
 from x3mat.applications import application
-from x3mat.training import TrainConfig, crystals_of, side_by_side, train, train_config
+from x3mat.screening import side_by_side
+from x3mat.training import TrainConfig, crystals_of, train, train_config
 
 EXAMPLES = """examples:
   python tools/tune.py zeolite-n2 --trials 20 --epochs 10

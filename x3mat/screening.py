@@ -15,8 +15,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import SimpleQueue, get_context
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,19 @@ def processes(n: int, share: int = 1) -> dict:
     # a thread hands over what is made; it waits 0.1 ms for Python's lock, by default 5
     return {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 8,
             "worker_init_fn": lambda _: (torch.set_num_threads(1), sys.setswitchinterval(1e-4))}
+
+
+def side_by_side(jobs: int, devices: int = 1) -> ProcessPoolExecutor:
+    """Processes for ``jobs`` trainings at a time. Each has its share of the threads and sees as
+    many GPUs as it has devices, in turn."""
+    n, spawn = torch.cuda.device_count(), get_context("spawn")
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
+    gpus, queue = gpus[: n or 1], spawn.SimpleQueue()
+    for k in range(0, jobs * devices, devices):
+        queue.put(",".join(dict.fromkeys(gpus[i % len(gpus)] for i in range(k, k + devices))))
+    return ProcessPoolExecutor(jobs, spawn, _settle, (torch.get_num_threads() // jobs or 1, queue))
+
+
+def _settle(threads: int, gpus: SimpleQueue) -> None:
+    torch.set_num_threads(threads)
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()

@@ -20,11 +20,10 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import count, islice
-from multiprocessing import SimpleQueue, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +49,7 @@ from x3mat.errors import DataError, ModelError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, fitting_atoms, save_checkpoint
 from x3mat.predict import Ensemble
 from x3mat.sampling import STRIDE, Windows, neighbours, sample_windows, windows_at
-from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen
+from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen, side_by_side
 
 EXAMPLES = 128  # batches whose sizes are captured
 CAPTURED_ATOMS = 16_000  # larger batches keep a GPU busy without CUDA graphs, which take memory
@@ -816,22 +815,6 @@ def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]
                       disable=not sys.stderr.isatty()):
             pass
         return [future.result() for future in futures]
-
-
-def side_by_side(jobs: int, devices: int = 1) -> ProcessPoolExecutor:
-    """Processes for ``jobs`` trainings at a time. Each has its share of the threads and sees as
-    many GPUs as it has devices, in turn."""
-    n, spawn = torch.cuda.device_count(), get_context("spawn")
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
-    gpus, queue = gpus[: n or 1], spawn.SimpleQueue()
-    for k in range(0, jobs * devices, devices):
-        queue.put(",".join(dict.fromkeys(gpus[i % len(gpus)] for i in range(k, k + devices))))
-    return ProcessPoolExecutor(jobs, spawn, _settle, (torch.get_num_threads() // jobs or 1, queue))
-
-
-def _settle(threads: int, gpus: SimpleQueue) -> None:
-    torch.set_num_threads(threads)
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
 
 
 def _domain(application: Application, names: Sequence[str]) -> dict:
