@@ -15,7 +15,7 @@ from x3mat import databases, model, paths
 from x3mat.crystal import crystal_from_arrays, read_crystal
 from x3mat.errors import ModelError
 from x3mat.model import Attention, Block, FeedForward, WindowGraph, X3Mat, X3MatConfig
-from x3mat.sampling import cut_spheres, sample_windows
+from x3mat.sampling import crystal_pairs, cut_spheres, sample_windows
 from x3mat.training import Batch, predict_mean
 
 #: Largest deviation allowed, relative to the largest entry of what is compared.
@@ -538,12 +538,27 @@ def test_same_input_same_output_and_no_global_random_numbers(dtype):
 def test_contributions_of_a_crystal_do_not_depend_on_the_chunks(encoding, layers):
     windows = sample_windows(databases.iza("SOD"))
     net = build(replace(SMALL, encoding=encoding, layers=layers), "perturbed")
-    (graph,) = model.graphs(windows, net.config, 10**9, net.shift)
+    (graph,) = model.graphs([windows], net.config, 10**9, net.shift)
     with torch.no_grad():
         whole = net.network(graph)
     assert whole.shape == (windows.n_orbits, 1)
     for max_atoms in (100, 10**9):
         assert_close(net.contributions(windows, max_atoms), whole)
+
+
+@pytest.mark.parametrize("encoding", ["window", "crystal"])
+@pytest.mark.parametrize("max_atoms", [10**9, 900, 60])
+def test_crystals_read_together_are_those_alone(encoding, max_atoms):
+    every = [sample_windows(databases.iza(code)) for code in ("SOD", "ABW", "LTA", "CAN")]
+    pairs = crystal_pairs(every[1].crystal, SMALL.cutoff)  # found beforehand, with rounding
+    every[1] = replace(every[1], pairs=pairs)
+    net = build(replace(SMALL, encoding=encoding, layers=2), "perturbed")
+    expected = torch.cat([net.contributions(windows) for windows in every])
+    read = list(model.graphs(every, net.config, max_atoms, net.shift))
+    assert all(len(g.positions) <= max_atoms or g.n_windows == 1 for g in read)
+    assert (len(read) == 1) == (max_atoms == 10**9)
+    y = model.contributions([net], every, max_atoms)[0]
+    assert_close(y, expected, torch.float32)
 
 
 def test_shared_atoms_are_encoded_once(monkeypatch):
@@ -554,8 +569,8 @@ def test_shared_atoms_are_encoded_once(monkeypatch):
         encoded.append(self), encode(self, geometry))[1])  # fmt: skip
     nets = [build(replace(SMALL, encoding="crystal"), "perturbed") for _ in range(2)]
     windows = sample_windows(databases.iza("SOD"))
-    assert len(list(model.graphs(windows, nets[0].config, 100, nets[0].shift))) > 3
-    y = model.contributions(nets, windows, 100)
+    assert len(list(model.graphs([windows], nets[0].config, 100, nets[0].shift))) > 3
+    y = model.contributions(nets, [windows], 100)
     assert encoded == nets
     assert not y.requires_grad
     for net, own in zip(nets, y, strict=True):

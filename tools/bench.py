@@ -168,11 +168,6 @@ def first(graph: WindowGraph, n: int) -> WindowGraph:
                        graph.src[pairs], graph.dst[pairs], min(n, graph.n_windows))  # fmt: skip
 
 
-def on(graph: WindowGraph, device: str) -> WindowGraph:
-    return WindowGraph(*(v.to(device) if isinstance(v, Tensor) else v
-                         for v in vars(graph).values()))  # fmt: skip
-
-
 def described(graph: WindowGraph) -> dict:
     n, atoms, pairs = graph.n_windows, len(graph.species), len(graph.src)
     return {"windows": n, "atoms": atoms, "edges": pairs, "atoms_per_window": atoms / n,
@@ -666,7 +661,7 @@ class Bench:
             names = application("qmof-gap").labels().index
             graph = crystal_windows(names, databases.qmof, 8.0, 3.5, n, seed)
         self.payload["graphs"][name] = described(graph)
-        self.graphs[name] = on(graph, self.options.device)
+        self.graphs[name] = graph.to(self.options.device)
 
     def _compare(self, l_max: int, main: bool) -> None:
         ways = [(False, False), (True, False)]

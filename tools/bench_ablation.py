@@ -61,15 +61,6 @@ IDEAS = {  # what each is, and what stands in the source, and what would stand t
 """, """        acc = turned_back(acc, at, rows, factor, L, M, stored)
 """),
     ]),
-    "loads first": ("gradients of values: all loads of a degree before all its stores", [
-        ("""\
-            rows = rows + (turned * w,)
-        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-            row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-            tl.store(grad_value + row, rows[m + orders(l_, M)], mask=mask)
-""", """            tl.store(grad_value + row, turned * w, mask=mask)
-"""),
-    ]),
     "transposed": ("transposed copies of weights for the gradient of a product's input", [
         ("w.T.contiguous().T", "w"),
     ]),
@@ -158,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     if not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use")
     began, clock = time.perf_counter(), bench.Clock("cuda", 3, options.repeats)
-    graph = bench.on(bench.random_windows(options.windows, 40, 20, options.seed), "cuda")
+    graph = bench.random_windows(options.windows, 40, 20, options.seed).to("cuda")
     torch.set_float32_matmul_precision("high")
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -284,7 +284,7 @@ def one(idea: str, seed: int, args: argparse.Namespace) -> dict:
         found = []
         for name in names:
             _, windows = convergence._cut(NAME, config.model.radius, config.model.step, name)
-            y = contributions((result.model,), windows, 20_000)[0].double().cpu()
+            y = contributions((result.model,), [windows], 20_000)[0].double().cpu()
             share = torch.as_tensor(windows.weights / windows.n_windows)
             crystal = torch.zeros(len(y), dtype=torch.long)
             found.append(float(weighted_mean(y, share, crystal, 1)))

@@ -74,11 +74,10 @@ def windows(
         w = sample_windows(crystal, radius, step, symmetry=not no_symmetry)
         atoms = w.atoms_per_window.repeat(w.weights).tolist()
         counts = {"min": min(atoms), "median": float(median(atoms)), "max": max(atoms)}
-        return {
-            "file": file, "formula": crystal.formula, "n_atoms": crystal.n_atoms,
-            "space_group": f"{crystal.space_group_symbol} ({crystal.space_group})",
-            "grid": list(w.grid), "n_windows": w.n_windows, "n_orbits": w.n_orbits,
-            "atoms_per_window": counts, "seconds": round(time.perf_counter() - started, 4)}
+        return {"file": file, "formula": crystal.formula, "n_atoms": crystal.n_atoms,
+                "space_group": f"{crystal.space_group_symbol} ({crystal.space_group})",
+                "grid": list(w.grid), "n_windows": w.n_windows, "n_orbits": w.n_orbits,
+                "atoms_per_window": counts, "seconds": round(time.perf_counter() - started, 4)}
 
     def text(r: dict) -> str:
         n = r["atoms_per_window"]

@@ -431,15 +431,11 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
         g = ()
         for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
             g = g + (tl.load(grad + (s * n_nodes + n) * C + c, mask=mask, other=0.0),)
-        rows = ()
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             turned = turn(wigner + e * size + wigner_at(l_, m, stored), g, live, l_)
             row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
             change += turned * tl.load(value + row, mask=mask, other=0.0)
-            rows = rows + (turned * w,)
-        for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
-            row = edge_row(e, n_edges, l_, m, L, C)[:, None] + c
-            tl.store(grad_value + row, rows[m + orders(l_, M)], mask=mask)
+            tl.store(grad_value + row, turned * w, mask=mask)
     change = tl.sum(tl.reshape(change, [EDGES, H, C // H]), axis=2)
     a = tl.arange(0, H)[None, :]
     mask = live[:, None] & (a < H)
@@ -826,11 +822,10 @@ def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Ten
     x, y = norm(x, layer.norm_attention)
     h = torch.bmm(y, both.index_select(0, rows))
     first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
-    update = Attend.apply(
-        h, hidden(a.radial, edges, packed), packed, s,
-        a.of_sender.bias + a.of_receiver.bias, last.weight, last.bias, first[0].bias,
-        second[0].bias, a.logit_norm.weight, a.logit_norm.bias, a.logit,
-        *(w.weight for w in [*first, *second]))
+    update = Attend.apply(h, hidden(a.radial, edges, packed), packed, s,
+                          a.of_sender.bias + a.of_receiver.bias, last.weight, last.bias,
+                          first[0].bias, second[0].bias, a.logit_norm.weight, a.logit_norm.bias,
+                          a.logit, *(w.weight for w in [*first, *second]))
     rows = rows[: len(update)]
     x = linear(update, a.project, rows, x[: len(update), :receivers])
     x, y = norm(x, layer.norm_feed_forward)

@@ -272,11 +272,10 @@ def _page(site_map: SiteMap) -> str:
     fine, cube = closed_cube(m.crystal, m.at, spacing)
     low, high = float(fine.min()), float(fine.max())
     atoms, images = with_faces(m.crystal)
-    data = {
-        "cube": cube, "xyz": xyz_text(m.crystal.species[atoms], images @ m.crystal.lattice),
-        "cell": m.crystal.lattice.tolist(), "low": low, "high": high,
-        "level": float(np.quantile(fine, 0.85)), "unit": p.unit,
-        "sites": [{"rank": s.rank, "at": list(s.cartesian)} for s in m.sites]}
+    data = {"cube": cube, "xyz": xyz_text(m.crystal.species[atoms], images @ m.crystal.lattice),
+            "cell": m.crystal.lattice.tolist(), "low": low, "high": high,
+            "level": float(np.quantile(fine, 0.85)), "unit": p.unit,
+            "sites": [{"rank": s.rank, "at": list(s.cartesian)} for s in m.sites]}
     rows = "\n".join(
         f'<tr><th scope="row">{s.rank}</th><td>{s.value:.3g}{f" ± {s.std:.2g}" if several else ""}'
         f"</td><td>{s.x:.3f}, {s.y:.3f}, {s.z:.3f}</td>"
@@ -284,23 +283,21 @@ def _page(site_map: SiteMap) -> str:
         f"<td>{s.multiplicity}</td><td>{s.n_atoms}</td>"
         f"<td>{f'{s.nearest}, {s.distance:.2f} Å' if s.nearest else 'none'}</td>"
         f"<td>{s.kind}</td></tr>" for s in m.sites)
-    fields = {
-        "name": m.crystal.name or m.crystal.formula, "formula": m.crystal.formula,
-        "group": f"{m.crystal.space_group_symbol} ({m.crystal.space_group})",
-        "property": p.property, "unit": p.unit, "conditions": m.conditions,
-        "value": f"{p.value:.3g}" + (f" ± {p.std:.2g}" if several else ""),
-        "spread": f"mean ± standard deviation over {len(m.members)} models" if several
-        else "one model, so no spread is known",
-        "model": m.model, "grid": " × ".join(map(str, m.windows.grid)),
-        "points": f"{m.windows.n_windows:,}", "orbits": f"{m.windows.n_orbits:,}",
-        "radius": f"{m.windows.radius:g}", "probe": f"{PROBE_RADIUS:g}",
-        "range": f"{low:.3g} to {high:.3g}", "shown": str(len(m.sites))}
+    fields = {"name": m.crystal.name or m.crystal.formula, "formula": m.crystal.formula,
+              "group": f"{m.crystal.space_group_symbol} ({m.crystal.space_group})",
+              "property": p.property, "unit": p.unit, "conditions": m.conditions,
+              "value": f"{p.value:.3g}" + (f" ± {p.std:.2g}" if several else ""),
+              "spread": f"mean ± standard deviation over {len(m.members)} models" if several
+              else "one model, so no spread is known",
+              "model": m.model, "grid": " × ".join(map(str, m.windows.grid)),
+              "points": f"{m.windows.n_windows:,}", "orbits": f"{m.windows.n_orbits:,}",
+              "radius": f"{m.windows.radius:g}", "probe": f"{PROBE_RADIUS:g}",
+              "range": f"{low:.3g} to {high:.3g}", "shown": str(len(m.sites))}
     notes = "".join(f"<li>{html.escape(w)}</li>" for w in p.warnings)
-    raw = {
-        "rows": rows, "script": viewer_script().replace("</script", "<\\/script"),
-        "warnings": f'<section class="warn" aria-label="Warnings"><h2>Warnings</h2><ul>{notes}'
-        "</ul></section>" if notes else "",
-        "data": json.dumps(data).replace("<", "\\u003c")}
+    raw = {"rows": rows, "script": viewer_script().replace("</script", "<\\/script"),
+           "warnings": f'<section class="warn" aria-label="Warnings"><h2>Warnings</h2><ul>{notes}'
+           "</ul></section>" if notes else "",
+           "data": json.dumps(data).replace("<", "\\u003c")}
     fields |= {key: _subscripts(fields[key]) for key in ("formula", "property")}
     values = {**{k: html.escape(v) for k, v in fields.items()}, **raw}
     template = (Path(__file__).parent / "assets" / "map.html").read_text(encoding="utf-8")

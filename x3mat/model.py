@@ -27,7 +27,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -197,6 +199,10 @@ class WindowGraph:
     n_windows: int
     atom: Tensor | None = None  # (P,) atom at each position, where windows share atoms
     vector: Tensor | None = None  # (E, 3) from src to dst, Å, likewise
+
+    def to(self, device) -> WindowGraph:
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items()
+                                if isinstance(x, Tensor)})
 
     def apart(self) -> tuple[WindowGraph, WindowGraph]:
         """Shared atoms with their pairs, without windows; and the windows without pairs."""
@@ -616,12 +622,11 @@ class X3Mat(nn.Module):
             near = near * inside.index_select(0, src)
         spacing = self.centers[1] - self.centers[0] if len(self.centers) > 1 else self.centers[0]
         nodes = torch.cat([graph.species.new_zeros(n_windows), graph.species])
-        elements = torch.arange(MAX_SPECIES + 1, device=positions.device)
-        return Edges(
-            src=torch.cat([atoms, src]) + n_windows, vector=vector,
-            dst=torch.cat([graph.window, dst + n_windows]), weight=torch.cat([inside, near]),
-            basis=torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2),
-            element=(nodes[:, None] == elements).to(positions))
+        element = nodes[:, None] == torch.arange(MAX_SPECIES + 1, device=positions.device)
+        return Edges(src=torch.cat([atoms, src]) + n_windows, vector=vector,
+                     dst=torch.cat([graph.window, dst + n_windows]), element=element.to(vector),
+                     weight=torch.cat([inside, near]),
+                     basis=torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2))
 
     def _embed(self, edges: Edges, n_windows: int) -> Tensor:
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
@@ -658,26 +663,26 @@ class X3Mat(nn.Module):
 
     def contributions(self, windows, max_atoms: int = 20_000) -> Tensor:
         """Contributions, (W, outputs), of all windows of a crystal, in chunks of bounded memory."""
-        return contributions((self,), windows, max_atoms)[0]
+        return contributions((self,), [windows], max_atoms)[0]
 
 
-def contributions(models: Sequence[X3Mat], windows, max_atoms: int,
+def contributions(models: Sequence[X3Mat], every: Sequence, max_atoms: int,
                   apply: Callable[..., Iterable] = map) -> Tensor:
-    """Contributions of all windows of a crystal, (models, W, outputs).
+    """Contributions of all windows of some crystals, (models, W, outputs).
 
     ``max_atoms`` bounds the atoms of windows in memory at a time; ``apply`` may be the ``map`` of
     an executor. Models of one configuration share what does not depend on the weights.
     """
     first = models[0]
     if any(model.config != first.config for model in models):
-        return torch.cat([contributions((model,), windows, max_atoms) for model in models])
-    parts, atoms = [], [None] * len(models)
-    for graph in graphs(windows, first.config, max_atoms, first.shift):
+        return torch.cat([contributions((model,), every, max_atoms) for model in models])
+    parts, atoms, src = [], [None] * len(models), None
+    for graph in graphs(every, first.config, max_atoms, first.shift):
         if graph.atom is not None and not first._kernels(graph.positions):
             alone, graph = graph.apart()
-            if not parts:  # the same for all chunks
+            if alone.src is not src:  # else a further chunk of the same atoms
                 encode = partial(X3Mat.encode, geometry=first.geometry(alone))
-                atoms = list(apply(torch.no_grad()(encode), models))
+                atoms, src = list(apply(torch.no_grad()(encode), models)), alone.src
         one = partial(_contributions, graph, first.geometry(graph))
         parts.append(torch.stack(list(apply(one, models, atoms))))
     return torch.cat(parts, dim=1)
@@ -691,24 +696,54 @@ def _contributions(graph: WindowGraph, geometry: tuple, model: X3Mat,
     return model.read(graph.n_windows, geometry, atoms)
 
 
-def graphs(windows, config: X3MatConfig, max_atoms: int, like: Tensor) -> Iterator[WindowGraph]:
-    """Graphs of runs of windows, of at most ``max_atoms`` atoms (at least one window) each; where
-    windows share the atoms of their crystal, each run has all of these. Dtype and device are those
-    of ``like``."""
-    device, positions = like.device, torch.as_tensor(windows.positions).to(like)
-    species, ptr, atom = (torch.as_tensor(x).to(device)
-                          for x in (windows.species, windows.ptr, windows.atom))
+def graphs(every: Sequence, config: X3MatConfig, max_atoms: int,
+           like: Tensor) -> Iterator[WindowGraph]:
+    """Graphs of runs of windows of some crystals, of at most ``max_atoms`` atoms (at least one
+    window) each; where windows share the atoms of their crystal, each run has all of these. Dtype
+    and device are those of ``like``."""
     if config.encoding == "crystal":
-        pairs = [torch.as_tensor(x) for x in neighbours(windows.crystal, config.cutoff)]
-        src, dst, vector = pairs[0].to(device), pairs[1].to(device), pairs[2].to(like)
-        species = torch.tensor(windows.crystal.species, device=device)
+        run: list[WindowGraph] = []
+        for graph in (g for w in every for g in _shared_graphs(w, config, max_atoms, like.dtype)):
+            if run and sum(len(g.positions) for g in [*run, graph]) > max_atoms:
+                yield joined(run).to(like.device)
+                run = []
+            run.append(graph)
+        yield joined(run).to(like.device)
+        return
+    positions, species = (np.concatenate([getattr(w, name) for w in every])
+                          for name in ("positions", "species"))
+    ptr = np.cumsum(np.concatenate([[0], *(w.atoms_per_window for w in every)]))
+    for a, b in chunks(ptr, max_atoms):
+        part = slice(ptr[a], ptr[b])
+        own = (torch.as_tensor(x, device=like.device)
+               for x in (positions[part], species[part], ptr[a : b + 1] - ptr[a]))
+        yield window_graph(next(own).to(like), *own, config.cutoff, config.radius)
+
+
+def _shared_graphs(windows, config: X3MatConfig, max_atoms: int, dtype) -> Iterator[WindowGraph]:
+    """Graphs of one crystal, whose windows share its atoms, on the host."""
+    pairs = windows.pairs[1:] if windows.pairs else neighbours(windows.crystal, config.cutoff)
+    src, dst, vector = (torch.as_tensor(x) for x in pairs)
+    src, dst, vector = src.long(), dst.long(), vector.to(dtype)
+    positions, atom = torch.as_tensor(windows.positions).to(dtype), torch.as_tensor(windows.atom)
+    species = torch.tensor(windows.crystal.species)
     for a, b in chunks(windows.ptr, max_atoms):
-        part, own = slice(windows.ptr[a], windows.ptr[b]), ptr[a : b + 1] - ptr[a]
-        if config.encoding == "crystal":
-            window = torch.arange(b - a, device=device).repeat_interleave(own.diff())
-            yield WindowGraph(positions[part], species, window, src, dst, b - a, atom[part], vector)
-        else:
-            yield window_graph(positions[part], species[part], own, config.cutoff, config.radius)
+        part = slice(windows.ptr[a], windows.ptr[b])
+        window = torch.as_tensor(np.repeat(np.arange(b - a), windows.atoms_per_window[a:b]))
+        yield WindowGraph(positions[part], species, window, src, dst, b - a, atom[part], vector)
+
+
+def joined(graphs: Sequence[WindowGraph]) -> WindowGraph:
+    """Graphs of several crystals, whose windows share their atoms, as one."""
+    if len(graphs) == 1:
+        return graphs[0]
+    atoms, windows = ([0, *accumulate(sizes)] for sizes in (
+        [len(g.species) for g in graphs], [g.n_windows for g in graphs]))
+    first = {"window": windows, "src": atoms, "dst": atoms, "atom": atoms}
+    return WindowGraph(n_windows=windows[-1], **{
+        name: torch.cat([getattr(g, name) + (first[name][k] if name in first else 0)
+                         for k, g in enumerate(graphs)])
+        for name in ("positions", "species", "window", "src", "dst", "atom", "vector")})
 
 
 def fitting_atoms(model: X3Mat, graph: WindowGraph, gradient: bool, share: float = 0.6) -> int:

@@ -72,7 +72,7 @@ class Ensemble:
         """Contribution of each window according to each member, (members, W), float64."""
         from x3mat.model import contributions
         with ThreadPoolExecutor(min(self.workers, len(self.members))) as pool:
-            y = contributions(self.members, windows, MAX_ATOMS, pool.map)
+            y = contributions(self.members, [windows], MAX_ATOMS, pool.map)
         return y[..., self.output].double().cpu().numpy()
 
     def values(self, windows: Windows) -> np.ndarray:

@@ -34,7 +34,7 @@ from x3mat.crystal import Crystal
 from x3mat.errors import DataError, X3MatError
 from x3mat.model import X3Mat, contributions, fitting_atoms, graphs
 from x3mat.predict import MAX_ATOMS, Ensemble, domain_warnings, spread
-from x3mat.sampling import Windows
+from x3mat.sampling import Windows, crystal_pairs
 
 WORKERS = 12  # at most, for cutting windows
 GPU_ATOMS = 250_000  # of windows at a time keep any card busy
@@ -138,6 +138,8 @@ def cut(read: Callable[[str], Crystal], ensemble: Ensemble,
             crystal = read(source)
         windows = ensemble.windows(crystal)
         windows = replace(windows, positions=windows.positions.astype(np.float32))  # half to send
+        if ensemble.config.encoding == "crystal":
+            windows = replace(windows, pairs=crystal_pairs(crystal, ensemble.config.cutoff))
         notes = [str(w.message) for w in noted if w.category is UserWarning]
         notes += domain_warnings(crystal, ensemble)
     except Exception as error:  # no crystal may stop a run over a million
@@ -163,7 +165,7 @@ def evaluate(models: Sequence[X3Mat], cuts: Iterable[tuple[Any, Windows | None]]
             yield about, np.full((len(models), models[0].config.outputs), np.nan)
             continue
         if not max_atoms and models[0].shift.device.type == "cuda":
-            trial = next(graphs(windows, models[0].config, TRIAL_ATOMS, models[0].shift))
+            trial = next(graphs([windows], models[0].config, TRIAL_ATOMS, models[0].shift))
             max_atoms = min(GPU_ATOMS, fitting_atoms(models[0], trial, gradient=False))
         max_atoms = max_atoms or MAX_ATOMS
         if part and sum(w.ptr[-1] for w in [*part, windows]) > max_atoms:
@@ -178,18 +180,10 @@ def evaluate(models: Sequence[X3Mat], cuts: Iterable[tuple[Any, Windows | None]]
 
 def means(models: Sequence[X3Mat], every: Sequence[Windows], max_atoms: int = MAX_ATOMS) -> Tensor:
     """Ŷ = Σ m_w y_w / Σ m_w of some crystals, (models, crystals, outputs), float64."""
-    together = every if models[0].config.encoding == "crystal" else [_joined(every)]
-    parts = [contributions(models, w, max_atoms) for w in together]
-    y = torch.cat(parts, dim=1).double()
+    y = contributions(models, every, max_atoms).double()
     share = np.concatenate([w.weights / w.n_windows for w in every])
     weighted = y * torch.as_tensor(share, device=y.device)[:, None]
     return torch.stack([x.sum(1) for x in weighted.split([w.n_orbits for w in every], 1)], 1)
-
-
-def _joined(every: Sequence[Windows]) -> Windows:
-    return replace(every[0], positions=np.concatenate([w.positions for w in every]),
-                   species=np.concatenate([w.species for w in every]),
-                   ptr=np.cumsum(np.concatenate([[0], *(w.atoms_per_window for w in every)])))
 
 
 def for_each(function: Callable[[str], Any], names: Sequence[str]) -> DataLoader:

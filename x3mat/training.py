@@ -48,7 +48,7 @@ from x3mat.descriptors import describe
 from x3mat.errors import DataError, ModelError
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, chunks, fitting_atoms, save_checkpoint
 from x3mat.predict import Ensemble
-from x3mat.sampling import STRIDE, Windows, neighbours, sample_windows, windows_at
+from x3mat.sampling import STRIDE, Pairs, Windows, crystal_pairs, sample_windows, windows_at
 from x3mat.screening import TRIAL_ATOMS, digest, for_each, processes, screen, side_by_side
 
 EXAMPLES = 128  # batches whose sizes are captured
@@ -113,10 +113,9 @@ class Batch:
         positions, pairs, windows = part["positions"], part["pairs"], part["windows"]
         first = part["atoms"].start
         shared = () if self.atom is None else (self.atom[positions] - first, self.vector[pairs])
-        return WindowGraph(
-            self.positions[positions], self.species[part["atoms"]],
-            self.window[positions] - windows.start, self.src[pairs] - first,
-            self.dst[pairs] - first, int(windows.stop - windows.start), *shared)
+        return WindowGraph(self.positions[positions], self.species[part["atoms"]],
+                           self.window[positions] - windows.start, self.src[pairs] - first,
+                           self.dst[pairs] - first, int(windows.stop - windows.start), *shared)
 
 
 @dataclass(frozen=True)
@@ -289,15 +288,6 @@ class PaddedMean(torch.nn.Module):
 
 # ----------------------------------------------------------------------------------- data
 
-class Pairs(NamedTuple):
-    """Pairs of atoms within the cutoff, for all windows of a crystal."""
-
-    ptr: np.ndarray  # (W + 1,) offsets of the windows; [0, E] where they share atoms
-    src: np.ndarray  # (E,) int32, counted from the first atom of the window, or in the crystal
-    dst: np.ndarray  # (E,)
-    vector: np.ndarray | None  # (E, 3) from src to dst, Å, where windows share atoms
-
-
 class Item(NamedTuple):
     """Windows of a crystal."""
 
@@ -328,13 +318,6 @@ def find_pairs(windows: Windows, config: X3MatConfig) -> Pairs:
     return Pairs(ptr, (src - first).astype(np.int32), (dst - first).astype(np.int32), None)
 
 
-def crystal_pairs(crystal: Crystal, cutoff: float) -> Pairs:
-    """The pairs of :func:`x3mat.sampling.neighbours`, in half of the memory."""
-    src, dst, vector = neighbours(crystal, cutoff)
-    return Pairs(np.array([0, len(src)]), src.astype(np.int32), dst.astype(np.int32),
-                 vector.astype(np.float32))
-
-
 @dataclass(eq=False, repr=False)
 class CrystalWindows(Dataset):
     """Windows of crystals with targets; item i gives all windows of crystal i."""
@@ -352,8 +335,7 @@ class CrystalWindows(Dataset):
 
     def __getitem__(self, i: int) -> Item:
         windows = self.windows[i]
-        share = windows.weights / windows.n_windows
-        return Item(windows, self.pairs[i], share, self.targets[i])
+        return Item(windows, self.pairs[i], windows.weights / windows.n_windows, self.targets[i])
 
 
 @dataclass(eq=False, repr=False)
