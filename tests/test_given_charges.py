@@ -12,8 +12,9 @@ from x3mat import databases, results
 from x3mat.model import X3Mat, X3MatConfig
 from x3mat.sampling import sample_windows
 
-CONFIG = X3MatConfig(l_max=1, m_max=1, channels=8, heads=2, layers=2, cutoff=2.5, radial_functions=8,
-                     radial_hidden=8, feed_forward=8, encoding="crystal")  # fmt: skip
+CONFIG = X3MatConfig(l_max=1, m_max=1, channels=8, heads=2, layers=2, cutoff=2.5,
+                     radial_functions=8, radial_hidden=8, feed_forward=8,
+                     encoding="crystal")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,6 @@ from x3mat import databases, paths, results, sample_windows
 from x3mat.applications import application
 from x3mat.crystal import Crystal
 from x3mat.model import WindowGraph, X3Mat, X3MatConfig, window_graph
-from x3mat.training import Batch, predict_mean
 
 PEER = "fairchem-core"
 PEER_VERSION = "2.24.0"
@@ -204,12 +203,16 @@ class OurNetwork(nn.Module):
         if self.plain:
             return self.model.plain_network(graph, self.model.plain_geometry(graph))[:, 0]
         if self.lean:
+            from x3mat.training import predict_mean
+
             return predict_mean(self.model, as_batch(graph), len(graph.positions) // 4 + 1)[:, 0]
         return self.model.network(graph)[:, 0]
 
 
-def as_batch(graph: WindowGraph) -> Batch:
-    """A batch of crystals of one window each."""
+def as_batch(graph: WindowGraph):
+    """A :class:`x3mat.training.Batch` of crystals of one window each."""
+    from x3mat.training import Batch  # which takes long to import
+
     each = torch.arange(graph.n_windows + 1, device=graph.window.device)
     atoms = torch.searchsorted(graph.window, each)
     ptr = {"windows": each, "positions": atoms, "atoms": atoms,
