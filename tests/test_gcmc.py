@@ -829,7 +829,7 @@ def tiny_run(device):
     parts.VOXEL = 2.0
     settings = replace(
         SHORT, gases=("CO2", "N2"), fractions=(0.5, 0.5), charges="cif", cutoff=5.0, spacing=0.6,
-        equilibration=1, cycles=10, replicas=2, pressure=2e6,
+        equilibration=1, cycles=10, replicas=1, pressure=2e6,
     )  # fmt: skip
     [result] = gcmc([TINY], settings, device=device)
     return {"counts": result.counts.tolist(), "energies": result.energies.tolist()}

@@ -309,7 +309,7 @@ def test_constants_come_from_the_training_set(windows):
 
 
 def test_training_learns_and_repeats_itself(windows, tmp_path):
-    config = replace(SMALL, epochs=24, windows_per_crystal=100)
+    config = replace(SMALL, epochs=16, windows_per_crystal=60)
     one, two = fit(windows, tmp_path / "a", config), fit(windows, tmp_path / "b", config)
     assert same_weights(one.model, two.model)
     errors = [row["train_mae"] for row in one.history]
