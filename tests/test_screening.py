@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_models import CONFIG, write
 from typer.testing import CliRunner
 
 import x3mat
@@ -66,6 +68,19 @@ def test_any_budget_gives_the_same(ensemble, tmp_path, max_atoms):
     found = screen(ensemble, tmp_path / "a", max_atoms=max_atoms)
     expected = screen(ensemble, tmp_path / "b")
     np.testing.assert_allclose(found.value, expected.value, rtol=1e-6)
+
+
+def test_members_may_hear_as_far_as_each_was_trained_to(tmp_path):
+    """Pairs are found once for all of them, for the longest cutoff."""
+    folder = tmp_path / "models"
+    for seed, cutoff in enumerate((2.0, 4.0)):
+        config = replace(CONFIG, encoding="crystal", layers=2, cutoff=cutoff)
+        write(folder / f"{seed}.pt", seed, config)
+    both = x3mat.load_model(folder)
+    table = screening.screen(sources(CODES[:4]), both, tmp_path / "results")
+    for row, code in zip(table.itertuples(), CODES, strict=False):
+        expected = both.values(both.windows(databases.iza(code)))
+        assert [row.y0, row.y1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_killed_run_goes_on(ensemble, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class Windows:
     step: float  # largest allowed grid spacing, Å
     atom: np.ndarray  # (A,) int64; which atom of the crystal each atom is an image of
     crystal: Crystal
-    pairs: Pairs | None = None  # of the crystal, if they were found
+    pairs: Pairs | None = None  # of the crystal, if they were found; farther ones have no weight
 
     @property
     def n_windows(self) -> int:
@@ -231,7 +231,7 @@ def neighbours(crystal: Crystal, cutoff: float) -> tuple[np.ndarray, np.ndarray,
 
 
 def crystal_pairs(crystal: Crystal, cutoff: float) -> Pairs:
-    """The pairs of :func:`x3mat.sampling.neighbours`, in half of the memory."""
+    """The pairs of :func:`neighbours`, in half of the memory."""
     src, dst, vector = neighbours(crystal, cutoff)
     return Pairs(np.array([0, len(src)]), src.astype(np.int32), dst.astype(np.int32),
                  vector.astype(np.float32))

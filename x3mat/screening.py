@@ -136,10 +136,10 @@ def cut(read: Callable[[str], Crystal], ensemble: Ensemble,
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
             crystal = read(source)
-        windows = ensemble.windows(crystal)
-        windows = replace(windows, positions=windows.positions.astype(np.float32))  # half to send
-        if ensemble.config.encoding == "crystal":
-            windows = replace(windows, pairs=crystal_pairs(crystal, ensemble.config.cutoff))
+        found, cutoff = ensemble.windows(crystal), max(m.config.cutoff for m in ensemble.members)
+        pairs = crystal_pairs(crystal, cutoff) if ensemble.config.encoding == "crystal" else None
+        positions = found.positions.astype(np.float32)  # half to send
+        windows = replace(found, positions=positions, pairs=pairs)
         notes = [str(w.message) for w in noted if w.category is UserWarning]
         notes += domain_warnings(crystal, ensemble)
     except Exception as error:  # no crystal may stop a run over a million
