@@ -14,7 +14,7 @@ import variants
 
 import x3mat
 import x3mat.databases
-from x3mat import paths, results
+from x3mat import paths, results, screening
 from x3mat.applications import application
 from x3mat.model import X3Mat, X3MatConfig
 from x3mat.predict import load_model
@@ -198,7 +198,7 @@ def test_steps_of_two_crystals(tmp_path, monkeypatch):
 
 
 def test_a_tiny_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(convergence, "side_by_side", ThreadPoolExecutor)
+    monkeypatch.setattr(screening, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
     monkeypatch.setattr(convergence, "train_config", lambda chosen, changes: train_config(
         chosen, [*changes, "model.channels=8", "windows_per_crystal=2"]))  # fmt: skip
     shipped = results.read(f"{NAME}/radii.json")
@@ -218,7 +218,7 @@ def test_a_tiny_training(tmp_path, monkeypatch):
 
 
 def test_a_tiny_training_of_variants(tmp_path, monkeypatch):
-    monkeypatch.setattr(convergence, "side_by_side", ThreadPoolExecutor)
+    monkeypatch.setattr(screening, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
     monkeypatch.setattr(convergence, "train_config", lambda chosen, changes=(): train_config(
         chosen, [*changes, "model.channels=8", "windows_per_crystal=2"]))  # fmt: skip
     shipped = results.read("qmof-gap/variants.json")

@@ -240,8 +240,6 @@ def gpus_of_this_process(folder):
 def test_trainings_side_by_side_have_gpus_of_their_own(monkeypatch, tmp_path, devices, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9,-1,11")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # what follows -1 does not count
-    with side_by_side(2, devices) as pool:
-        found = [pool.submit(gpus_of_this_process, tmp_path) for _ in range(2)]
-        found = [future.result() for future in found]
+    found = side_by_side(gpus_of_this_process, [(tmp_path,)] * 2, 2, devices)
     assert {gpus for gpus, _ in found} == expected
     assert {threads for _, threads in found} == {torch.get_num_threads() // 2 or 1}

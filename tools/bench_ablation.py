@@ -16,12 +16,12 @@ Writes data/results/bench/ablation.json
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import shlex
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 import bench
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     began, clock = time.perf_counter(), bench.Clock("cuda", 3, options.repeats)
     graph = bench.random_windows(options.windows, 40, 20, options.seed).to("cuda")
     torch.set_float32_matmul_precision("high")
-    rows: list[dict] = []
+    rows, exact = [], None
     with tempfile.TemporaryDirectory() as folder:
         whole = module(None, Path(folder))
         cases = [("all", None, {}), *((idea, idea, {}) for idea in options.only),
@@ -160,24 +160,19 @@ def main(argv: list[str] | None = None) -> None:
         for name, idea, how in tqdm(cases):
             torch.set_float32_matmul_precision("highest" if name == "TF32" else "high")
             found = measured(graph, clock, module(idea, Path(folder)) if idea else whole, **how)
-            found["output"], exact = found["output"].double(), found["output"].double()
-            exact = rows[0]["output"] if rows else exact
-            deviation = float((found["output"] - exact).abs().max() / exact.std())
+            y = found.pop("output").double()
+            exact = exact if rows else y
+            deviation = float((y - exact).abs().max() / exact.std())
             rows.append({"without": name, "what": IDEAS[idea][0] if idea else name,
                          "deviation": deviation, **found})  # fmt: skip
             tqdm.write(f"{name}: {found['ms_fwd']:.4f}, {found['ms_fwd_bwd']:.4f} ms, {deviation}")
     torch.set_float32_matmul_precision("highest")
-    for row in rows:
-        del row["output"]
     base = sum(r["ms_fwd_bwd"] for r in (rows[0], rows[-1])) / 2
     for row in rows:
         row["slower"] = row["ms_fwd_bwd"] / base - 1
     found = {"device": torch.cuda.get_device_name(), "sizes": vars(bench.Sizes()), "l_max": 4,
-             "graphs": bench.described(graph), "repeats": options.repeats, "rows": rows}
-    with contextlib.suppress(ImportError):
-        import triton
-
-        found["triton"] = triton.__version__
+             "graphs": bench.described(graph), "repeats": options.repeats, "rows": rows,
+             "triton": metadata.version("triton")}
     results.write(options.out, bench.rounded(found), seed=options.seed,
                   wall_s=time.perf_counter() - began,
                   command=shlex.join(["python", "tools/bench_ablation.py", *argv]))  # fmt: skip

@@ -35,7 +35,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -180,12 +179,10 @@ def train_all(args: argparse.Namespace, jobs: Sequence[tuple]) -> tuple[list[Pat
     """Files of all networks, and what each training took."""
     jobs = [(v if v in ("uniform", "se3") else "usual", *job) for v, _, *job in jobs]
     folders = [kept(args.runs, args.application, *job) for job in jobs]
-    with side_by_side(args.jobs) as pool:
-        futures = [pool.submit(trained, args.application, folder, *job, args.device)
-                   for folder, job in zip(folders, jobs, strict=True)]  # fmt: skip
-        for future in tqdm(as_completed(futures), "trainings", len(futures)):
-            future.result()
-    return [folder / "model.pt" for folder in folders], [f.result() for f in futures]
+    runs = [(args.application, folder, *job, args.device)
+            for folder, job in zip(folders, jobs, strict=True)]  # fmt: skip
+    costs = side_by_side(trained, runs, args.jobs)
+    return [folder / "model.pt" for folder in folders], costs
 
 
 def rows_of_trainings(args: argparse.Namespace, names: Sequence[str]) -> list[dict]:

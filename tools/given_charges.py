@@ -23,7 +23,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -176,11 +175,8 @@ def main(argv: list[str] | None = None) -> None:
         needed |= set(convergence.part(fold.train, seed, args.brief[0]))
     all_charges(args.application, args.charges, sorted(needed))
     jobs = [(kind, seed) for kind in KINDS for seed in args.seeds]
-    with side_by_side(args.jobs) as pool:
-        futures = [pool.submit(one, *job, args) for job in jobs]
-        for future in tqdm(as_completed(futures), "trainings", len(futures)):
-            future.result()
-    made = dict(zip(jobs, (future.result() for future in futures), strict=True))
+    found = side_by_side(one, [(*job, args) for job in jobs], args.jobs)
+    made = dict(zip(jobs, found, strict=True))
     rows = []
     for kind in KINDS:
         each = [made[kind, seed] for seed in args.seeds]

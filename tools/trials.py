@@ -32,7 +32,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -322,11 +321,8 @@ def main() -> None:
         learn_charges(args.charges, args.device, args.charge_epochs, args.charge_limit)
         learned = json.loads(args.charges.with_suffix(".json").read_text())
     jobs = [(idea, seed) for idea in args.ideas for seed in args.seeds]
-    with side_by_side(args.jobs) as pool:
-        futures = [pool.submit(one, *job, args) for job in jobs]
-        for future in tqdm(as_completed(futures), "trainings", len(futures)):
-            future.result()
-    made = dict(zip(jobs, (future.result() for future in futures), strict=True))
+    found = side_by_side(one, [(*job, args) for job in jobs], args.jobs)
+    made = dict(zip(jobs, found, strict=True))
     rows = []
     for idea in args.ideas:
         each = [made[idea, seed] for seed in args.seeds]

@@ -125,9 +125,7 @@ def error_of(name: str, seed: int, params: dict, *, epochs: int, limit: int, dev
 
 def run(jobs: list[tuple]) -> None:
     """Call :func:`search` for each job, in a process of its own."""
-    with side_by_side(len(jobs)) as pool:
-        for future in [pool.submit(search, *job) for job in jobs]:
-            future.result()
+    side_by_side(search, jobs, len(jobs))
 
 
 def main() -> None:

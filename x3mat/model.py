@@ -201,6 +201,7 @@ class WindowGraph:
     vector: Tensor | None = None  # (E, 3) from src to dst, Å, likewise
 
     def to(self, device) -> WindowGraph:
+        """The graph on a device."""
         return replace(self, **{name: x.to(device) for name, x in vars(self).items()
                                 if isinstance(x, Tensor)})
 

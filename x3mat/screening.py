@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from multiprocessing import SimpleQueue, get_context
@@ -203,15 +203,21 @@ def processes(n: int, share: int = 1) -> dict:
             "worker_init_fn": lambda _: (torch.set_num_threads(1), sys.setswitchinterval(1e-4))}
 
 
-def side_by_side(jobs: int, devices: int = 1) -> ProcessPoolExecutor:
-    """Processes for ``jobs`` trainings at a time. Each has its share of the threads and sees as
-    many GPUs as it has devices, in turn."""
+def side_by_side(function: Callable, plan: Iterable[tuple], jobs: int, devices: int = 1) -> list:
+    """function(*arguments) of each of the ``plan``, ``jobs`` at a time; results in this order. Each
+    process has its share of the threads and sees as many GPUs as it has devices, in turn."""
     n, spawn = torch.cuda.device_count(), get_context("spawn")
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
     gpus, queue = gpus[: n or 1], spawn.SimpleQueue()
     for k in range(0, jobs * devices, devices):
         queue.put(",".join(dict.fromkeys(gpus[i % len(gpus)] for i in range(k, k + devices))))
-    return ProcessPoolExecutor(jobs, spawn, _settle, (torch.get_num_threads() // jobs or 1, queue))
+    threads = torch.get_num_threads() // jobs or 1
+    with ProcessPoolExecutor(jobs, spawn, _settle, (threads, queue)) as pool:
+        futures = [pool.submit(function, *arguments) for arguments in plan]
+        for _ in tqdm(as_completed(futures), total=len(futures), unit="run",
+                      disable=not sys.stderr.isatty()):
+            pass
+        return [future.result() for future in futures]
 
 
 def _settle(threads: int, gpus: SimpleQueue) -> None:

@@ -15,12 +15,10 @@ import logging
 import math
 import os
 import signal
-import sys
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import count, islice
@@ -39,7 +37,6 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from x3mat import paths, results
 from x3mat.applications import APPLICATIONS, Application
@@ -790,13 +787,8 @@ def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]
     """
     if jobs == 1:
         return [train_fold(application, fold, config, **options) for fold, config in plan]
-    options = {**options, "progress": False, "jobs": jobs}
-    with side_by_side(jobs, options.get("devices", 1)) as pool:
-        futures = [pool.submit(train_fold, application, *run, **options) for run in plan]
-        for _ in tqdm(as_completed(futures), total=len(futures), unit="run",
-                      disable=not sys.stderr.isatty()):
-            pass
-        return [future.result() for future in futures]
+    one = partial(train_fold, application, jobs=jobs, **{**options, "progress": False})
+    return side_by_side(one, plan, jobs, options.get("devices", 1))
 
 
 def _domain(application: Application, names: Sequence[str]) -> dict:
