@@ -48,7 +48,8 @@ from x3mat_gcmc import Framework, GCMCSettings, gcmc
 from x3mat_gcmc.density import POINTS, orbit_average
 
 SETTINGS = replace(
-    gcmc_checks.SETTINGS["argon"], equilibration=1500, cycles=1000, replicas=1, density=True
+    gcmc_checks.SETTINGS["argon"], equilibration=1500, cycles=1000, replicas=1, density=True,
+    trials=128, moves=(0.75, 0.0, 0.1, 0.15, 0.0),
 )
 TARGET = 0.95
 CONTACT = 3.0  # Å; argon is seldom closer to an oxygen

@@ -28,6 +28,7 @@ examples:
   python tools/gcmc_checks.py co2-n2 --limit 0 --predicted-charges --name co2-n2-predicted
   python tools/gcmc_checks.py zeolite-n2 --limit 0 --pack zeolites.npz
   python tools/gcmc_checks.py n2-77k --limit 0 --raspa-seconds 840 --pack n2-raspa.npz
+  python tools/gcmc_checks.py n2-77k --limit 0 --raspa-overfilled 100 --name n2-77k-above
   python tools/gcmc_checks.py zeolite-n2 --packed zeolites.npz --limit 0 --device cuda
   python tools/gcmc_checks.py raspa-n2 --limit 300 --raspa-limit 8 --device cuda --name raspa-cuda
 """
@@ -70,8 +71,8 @@ SETTINGS = {
         cycles=2000, start="both",
     ),
     "argon": GCMCSettings(
-        gases=("Ar",), temperature=87.0, pressure=101_325.0, equilibration=8000, cycles=2000,
-        start="both", trials=128, moves=(0.75, 0.0, 0.1, 0.15, 0.0),
+        gases=("Ar",), temperature=87.0, pressure=101_325.0, equilibration=12_000, cycles=2000,
+        replicas=2, start="both", trials=64, moves=(0.4, 0.0, 0.05, 0.55, 0.0),
     ),
     "mof-n2": GCMCSettings(
         temperature=77.0, equilibration=4000, cycles=2000, start="both", trials=64,
@@ -217,17 +218,21 @@ def _in_turn(n_gases: int, limit: int, names: list[str] | None) -> list[tuple]:
 
 
 def with_raspa(
-    pack: dict[str, np.ndarray], settings: GCMCSettings, seconds: float, limit: int
-) -> dict[str, np.ndarray]:
+    pack: dict[str, np.ndarray], settings: GCMCSettings, seconds: float, limit: int,
+    processes: int | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """A pack with references by RASPA3 of the first crystals, one process for each; and quarters.
 
     Quarters are mean uptakes of the quarters of a run (mol/kg, of the first gas): they tell whether
-    it still drifts.
+    it still drifts. RASPA3 begins with the molecules that `overfilled` put into the pack.
     """
     frameworks = frameworks_of(pack, limit)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(tqdm(pool.map(lambda f: raspa_uptake(f, settings, seconds), frameworks),
-                          "RASPA3", len(frameworks)))  # fmt: skip
+    begin = [[pack[f"begin-{i}-{k}"] for k in range(len(settings.gases))]
+             if f"begin-{i}-0" in pack else None for i in range(len(frameworks))]  # fmt: skip
+    with ThreadPoolExecutor(processes or os.cpu_count()) as pool:
+        found = list(tqdm(
+            pool.map(lambda f, b: raspa_uptake(f, settings, seconds, b), frameworks, begin),
+            "RASPA3", len(frameworks)))  # fmt: skip
     columns = (np.array(column, float) for column in zip(*found, strict=True))
     value, error, wall, quarters = (
         np.concatenate([x, np.full((len(pack["name"]) - len(x), *x.shape[1:]), np.nan)])
@@ -236,10 +241,45 @@ def with_raspa(
             "hardware": np.array(results.hardware())}  # fmt: skip
 
 
+def overfilled(
+    frameworks: list[Framework], settings: GCMCSettings, factor: float
+) -> dict[str, np.ndarray]:
+    """Sites (sites, 3) of all molecules at `factor` times the pressure, from one chain: begin-I-K
+    of gas K in framework I; Å, in a cell whose first vector is along x, its second in the plane of
+    x and y."""
+    from x3mat_gcmc.engine import Run
+    from x3mat_gcmc.forcefield import guest
+    from x3mat_gcmc.system import make_guests, make_system
+
+    settings = replace(settings, pressure=factor * settings.pressure, replicas=1, cycles=10,
+                       start="empty" if len(settings.gases) > 1 else "full")  # fmt: skip
+    guests, out = make_guests(settings), {}
+    systems = [make_system(f, settings, guests) for f in frameworks]
+    run = Run(systems, guests, [(i, settings) for i in range(len(systems))], "cpu", None)
+    with tqdm(total=run.cycles_left, desc="overfilled", unit="cycle") as bar:
+        while run.cycles_left:
+            bar.update(run.step())
+    for i, system in enumerate(systems):
+        upper = np.linalg.qr(system.cell.T)[1]
+        cell = (upper * np.sign(np.diag(upper))[:, None]).T
+        n = run.chains.n[i]
+        pose, kind = run.chains.molecule[i, :, :n].T, run.chains.kind[i, :n]
+        for k, gas in enumerate(settings.gases):
+            z = np.array([site["z"] for site in guest(gas)["sites"]])
+            one = pose[kind == k]
+            sites = one[:, None, :3] + z[:, None] * one[:, None, 3:]
+            out[f"begin-{i}-{k}"] = (sites @ cell).reshape(-1, 3)
+    return out
+
+
 def raspa_uptake(
-    framework: Framework, settings: GCMCSettings, seconds: float
-) -> tuple[list[float], list[float], float, list[float]]:
-    """Uptakes of gases (mol/kg) by RASPA3: means, errors, wall time, quarters of the first."""
+    framework: Framework, settings: GCMCSettings, seconds: float,
+    begin: list[np.ndarray] | None = None,
+) -> tuple[list[float], list[float], float, list[float]]:  # fmt: skip
+    """Uptakes of gases (mol/kg) by RASPA3: means, errors, wall time, quarters of the first.
+
+    It begins with molecules of each gas with these sites, by default with none.
+    """
     import json
     import subprocess
     import tempfile
@@ -288,6 +328,8 @@ def raspa_uptake(
         "target_relative": 0.0, "target_absolute": 0.0, "max_seconds": seconds,
         "blocking_pockets": [],
     }  # fmt: skip
+    if begin:
+        job["begin"] = [sites.tolist() for sites in begin]
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder, name)) for name in ("job.json", "out.npz")]
         Path(files[0]).write_text(json.dumps(job), encoding="utf-8")
@@ -476,6 +518,11 @@ def main() -> int:
                         help="of RASPA3 for each crystal (default 480; for --pack 0)")  # fmt: skip
     parser.add_argument("--raspa-limit", type=int, default=0, metavar="N",
                         help="RASPA3 simulates only the first N of the crystals")  # fmt: skip
+    parser.add_argument("--raspa-overfilled", type=float, default=0.0, metavar="F",
+                        help="RASPA3 begins with what a chain of this program holds at F times the"
+                             " pressure, so that it comes from above; default: empty")  # fmt: skip
+    parser.add_argument("--raspa-processes", type=int, metavar="N",
+                        help="of RASPA3 at a time (default: one for each core)")  # fmt: skip
     parser.add_argument("--predicted-charges", action="store_true",
                         help="instead of those that come with the crystals")  # fmt: skip
     parser.add_argument("--name", help="of the result; default that of the check")
@@ -488,8 +535,12 @@ def main() -> int:
         else:
             pack = load(args.check, args.limit, args.names)
         each = args.raspa_seconds or 480.0 * (not args.pack)
+        if args.raspa_overfilled:
+            first = frameworks_of(pack, args.raspa_limit)
+            pack |= overfilled(first, SETTINGS[args.check], args.raspa_overfilled)
         if args.check in WITH_RASPA and "quarters" not in pack and each:
-            pack = with_raspa(pack, SETTINGS[args.check], each, args.raspa_limit)
+            pack = with_raspa(
+                pack, SETTINGS[args.check], each, args.raspa_limit, args.raspa_processes)
         if args.pack:
             np.savez_compressed(args.pack, **pack)
             print(f"{args.pack}: {len(pack['name'])} crystals")

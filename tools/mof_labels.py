@@ -22,10 +22,11 @@ data/results/gcmc/co2-n2-all.json differs by 1 % between the starts (median; 10 
 
 Steps, each resumable: `run` appends a line for each finished crystal to rows.jsonl below --runs and
 leaves out the lines that are there; `table` makes labels.csv in the data set's folder and the
-record labels.json among its results of them. Crystals can be packed into one file first, with which
-a run needs numpy, scipy, tqdm and numba (for NVIDIA cards also numba-cuda) only, and for predicted
-charges x3mat. On CUDA a batch should be as large as memory allows (a crystal takes about 1.5 MB,
-with charges 4 MB), because a launch ends with its slowest chain.
+record labels.json among its results of them; `rate` records only how fast a run went. Crystals can
+be packed into one file first, with which a run needs numpy, scipy, tqdm and numba (for NVIDIA cards
+also numba-cuda) only, and for predicted charges x3mat. On CUDA a batch should be as large as memory
+allows (a crystal takes about 1.5 MB, with charges 4 MB), because a launch ends with its slowest
+chain.
 
 GPUs and hosts share the work, started by torchrun or each with its --shard: process I of N takes
 every N-th crystal and appends to rows-I-of-N.jsonl. All rows*.jsonl are read, so that a run may go
@@ -39,6 +40,7 @@ examples:
   torchrun --nproc-per-node 8 tools/mof_labels.py run mof-n2 --device cuda    8 GPUs of a host
   python tools/mof_labels.py run mof-n2 --device cuda --shard 0/4    one of four hosts
   python tools/mof_labels.py table mof-n2
+  python tools/mof_labels.py rate mof-n2 --runs runs/try      how many an hour, to what precision
   python tools/mof_labels.py pack --to mofs.npz
 """
 
@@ -379,6 +381,42 @@ def summary(rows: Sequence[dict], gap: float) -> dict:
     return out
 
 
+def passes_of(rows: Sequence[dict], plan: Plan) -> list[dict]:
+    """How each pass of a plan went, with what its batches took."""
+    out = []
+    for settings in plan.passes:
+        key = settings_hash(settings)
+        here = [r for r in rows if r["settings"] == key]
+        batches = [r["batch"] for r in here if "batch" in r]
+        out.append({
+            "settings": asdict(settings), "hash": key,
+            **summary([r for r in here if "name" in r and "failed" not in r], plan.gap),
+            "wall_s": sum(b["provenance"]["wall_s"] for b in batches),
+            "moves": sum(b["moves"] for b in batches), "batches": batches,
+        })  # fmt: skip
+    return out
+
+
+def rate(args: argparse.Namespace) -> int:
+    """The step `rate`."""
+    start, plan = time.perf_counter(), PLANS[args.data_set]
+    rows = shards.read_rows(args.runs)
+    good = [row for _, row in latest(rows, plan.passes).values() if "failed" not in row]
+    precise = [all(x["error"] <= TARGET * max(x["molecules_per_cell"], FEW / TARGET)
+                   for x in row["loadings"].values()) for row in good]  # fmt: skip
+    passes = [p for p in passes_of(rows, plan) if p["n"]]
+    seconds = sum(p["wall_s"] + sum(b["compiled_s"] for b in p["batches"]) for p in passes)
+    record = results.write(f"gcmc/rate-{args.data_set}.json", {
+        "data_set": args.data_set, "target": TARGET, "n": len(good), "n_precise": sum(precise),
+        "seconds": seconds, "crystals_per_hour": 3600 * len(good) / seconds,
+        "precise_per_hour": 3600 * sum(precise) / seconds,
+        "all": summary(good, plan.gap), "passes": passes,
+    }, seed=plan.passes[0].seed, wall_s=time.perf_counter() - start,
+        command=f"python tools/mof_labels.py rate {args.data_set}")  # fmt: skip
+    print(f"{record}: {sum(precise)} of {len(good)} to {TARGET:.0%} in {seconds:.0f} s")
+    return 0
+
+
 def table(args: argparse.Namespace) -> int:
     """The step `table`."""
     start, plan, name = time.perf_counter(), PLANS[args.data_set], args.data_set
@@ -391,17 +429,6 @@ def table(args: argparse.Namespace) -> int:
     with results.replacing(path) as file:
         lines = [",".join(columns(first.gases)), *(",".join(x.values()) for x in labels)]
         file.write(("\n".join(lines) + "\n").encode())
-    passes = []
-    for settings in plan.passes:
-        key = settings_hash(settings)
-        here = [r for r in rows if r["settings"] == key]
-        batches = [r["batch"] for r in here if "batch" in r]
-        passes.append({
-            "settings": asdict(settings), "hash": key,
-            **summary([r for r in here if "name" in r and "failed" not in r], plan.gap),
-            "wall_s": sum(b["provenance"]["wall_s"] for b in batches),
-            "moves": sum(b["moves"] for b in batches), "batches": batches,
-        })  # fmt: skip
     distributions = {}
     for column in columns(first.gases):
         if column.endswith(("mol_per_kg", "g_per_L")) and "error" not in column:
@@ -420,7 +447,7 @@ def table(args: argparse.Namespace) -> int:
         "n_labels": len(good), "n_not_simulated": len(set(order) - set(found)),
         "failed": {k: r["failed"] for k, (_, r) in sorted(found.items()) if "failed" in r},
         "all": summary([row for _, row in good.values()], plan.gap), **distributions,
-        "passes": passes, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "passes": passes_of(rows, plan), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }  # fmt: skip
     record = results.write(
         f"{name}/labels.json", payload, seed=first.seed,
@@ -469,6 +496,9 @@ def main(arguments: list[str] | None = None) -> int:
     step.add_argument("--moves", type=float, nargs=5, help="likewise")
     step = steps.add_parser("table", help="labels and record")
     step.set_defaults(function=table)
+    _add_data_set(step)
+    step = steps.add_parser("rate", help="record of how fast a run went, without labels")
+    step.set_defaults(function=rate)
     _add_data_set(step)
     step = steps.add_parser("pack", help="write the crystals to one file")
     step.set_defaults(function=pack)

@@ -148,6 +148,7 @@ def build_system(job: dict):
         external_pressure=job["pressure"],
         framework_components=framework,
         components=components,
+        initial_positions=job.get("begin", []),
         initial_number_of_molecules=[0] * len(gases),
     )
     return system, coefficients
