@@ -80,6 +80,7 @@ if TYPE_CHECKING:
 _N_A = 6.02214076e23
 _R = 8.31446261815324e-3  # kJ/(mol K)
 ENOUGH = 100  # cycles that must share the insertion weights for them to be used
+APART = 4.0  # standard errors by which means from numbers and from insertions may differ
 CHECKPOINT_SECONDS = 20.0  # between two writes of a checkpoint
 
 
@@ -476,8 +477,9 @@ def combined(
 
     Both are averages over the same chains and without bias. A half of each chain is averaged with
     the inverse variances that the other half shows, so that the weights know nothing of what they
-    weigh; the error is that of the combined series. Where few cycles make up the sum of the
-    weights, as in filled pores, their variance cannot be known, and the number alone counts.
+    weigh; the error is that of the combined series. The number alone counts where few cycles make
+    up the sum of the weights, as in filled pores, so that their variance cannot be known, and
+    where the two differ by more than APART standard errors, so that it is not what it seems.
 
     Parameters
     ----------
@@ -503,8 +505,10 @@ def combined(
 
     a, b = variances(slice(None))
     views = (float(n.mean()), math.sqrt(a)), (float(activity * w), math.sqrt(b))
-    if weights.sum() ** 2 < ENOUGH * (weights**2).sum() or weights.sum() == 0:
-        return views[0][0], views[0][1], *views
+    apart = abs(views[0][0] - views[1][0]) > APART * math.sqrt(a + b)
+    few = weights.sum() ** 2 < ENOUGH * (weights**2).sum() or weights.sum() == 0
+    if apart or few:
+        return *views[0], *views
     half = n.shape[1] // 2
     halves = slice(0, half), slice(half, None)
     series = np.empty_like(n)
