@@ -751,6 +751,9 @@ def test_rare_insertions_are_not_trusted():
     mean, error, counting, insertion = engine.combined(counts, weights, inserts, 100.0)
     assert error < min(counting[1], insertion[1])
     assert abs(mean - 50) < 4 * error
+    mean, error, counting, insertion = engine.combined(counts, weights / 2, inserts, 100.0)
+    assert abs(insertion[0] - 25) < 4 * insertion[1]
+    assert (mean, error) == counting  # they contradict the number of molecules
 
 
 def test_fugacity_is_the_integral_of_the_equation_of_state():

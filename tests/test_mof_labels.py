@@ -133,6 +133,13 @@ def test_two_shards_give_the_rows_of_one_process(made, monkeypatch):
     record = json.loads((made / "data" / "results" / "mof-n2" / "labels.json").read_text())
     assert record["n_labels"] == 3
     assert record["passes"][0]["n"] == 3
+    assert mof_labels.main(["rate", "mof-n2", "--runs", str(made)]) == 0
+    rate = json.loads((made / "data" / "results" / "gcmc" / "rate-mof-n2.json").read_text())
+    assert rate["n"] == 3
+    assert rate["passes"] == record["passes"]
+    took = [r["batch"]["provenance"]["wall_s"] + r["batch"]["compiled_s"]
+            for r in rows if "batch" in r]  # fmt: skip
+    assert rate["crystals_per_hour"] == pytest.approx(3600 * 3 / sum(took))
 
 
 def test_the_last_pass_counts_in_whatever_file(made, monkeypatch):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import gcmc_checks
 import numpy as np
 import pockets
 import pytest
@@ -18,7 +21,7 @@ import raspa
 from x3mat import databases, paths, results
 from x3mat.crystal import crystal_from_arrays
 from x3mat.errors import DataError
-from x3mat_gcmc import forcefield
+from x3mat_gcmc import Framework, engine, forcefield
 
 needs_raspa = pytest.mark.skipif(
     importlib.util.find_spec("raspalib") is None,
@@ -261,3 +264,46 @@ def test_gases_of_a_mixture_have_their_partial_pressures(tmp_path):
     fugacity = 1e6 * np.array([0.3, 0.7]) * forcefield.fugacity_coefficients(
         298.0, 1e6, ["CO2", "N2"], [0.3, 0.7])  # fmt: skip
     assert found == pytest.approx(fugacity * 40.0**3 * 1e-30 / (1.380649e-23 * 298.0), rel=0.06)
+
+
+ENERGY = """
+import json, sys, raspa_job, raspalib as rl
+system, _ = raspa_job.build_system(json.load(open(sys.argv[1])))
+sim = rl.MonteCarlo(number_of_cycles=1, number_of_initialization_cycles=1, systems=[system],
+                    random_seed=1, output_to_files=False)
+sim.setup()
+energy = system.compute_total_energies().potential_energy()
+print(json.dumps([list(system.number_of_molecules_per_component), energy]))
+"""
+
+
+@needs_raspa
+def test_raspa_begins_with_the_molecules_of_our_chain(monkeypatch):
+    """A hexagonal cell full of CO2 and N2: their numbers and the energy are those of the chain."""
+    crystal, runs = databases.iza("CAN"), []
+    framework = Framework(
+        crystal.lattice, crystal.species, crystal.frac_coords, np.zeros(crystal.n_atoms), "CAN")
+    settings = replace(
+        gcmc_checks.SETTINGS["raspa-co2-n2"], equilibration=30, temperature=250.0)
+    init = engine.Run.__init__
+    monkeypatch.setattr(
+        engine.Run, "__init__", lambda run, *args: runs.append(run) or init(run, *args))
+    packed = gcmc_checks.overfilled([framework], settings, 2.0)
+    simulate, found = subprocess.run, []
+
+    def instead(command, **_):
+        done = simulate(
+            [sys.executable, "-W", "ignore", "-c", ENERGY, command[2]], capture_output=True,
+            check=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        raise StopIteration
+
+    monkeypatch.setattr(subprocess, "run", instead)
+    begin = [packed[f"begin-0-{k}"] for k in range(2)]
+    with pytest.raises(StopIteration):
+        gcmc_checks.raspa_uptake(framework, settings, 1.0, begin)
+    [(numbers, energy)] = found
+    assert numbers == runs[0].chains.count[0].tolist()
+    assert min(numbers) > 0
+    assert float(energy) * 1.202724 == pytest.approx(runs[0].chains.energy[0], rel=1e-3)  # 10 J/mol
