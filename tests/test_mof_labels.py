@@ -136,7 +136,7 @@ def test_two_shards_give_the_rows_of_one_process(made, monkeypatch):
     assert mof_labels.main(["rate", "mof-n2", "--runs", str(made)]) == 0
     rate = json.loads((made / "data" / "results" / "gcmc" / "rate-mof-n2.json").read_text())
     assert rate["n"] == 3
-    assert rate["passes"] == record["passes"]
+    assert rate["passes"] == [p for p in record["passes"] if p["n"]]
     took = [r["batch"]["provenance"]["wall_s"] + r["batch"]["compiled_s"]
             for r in rows if "batch" in r]  # fmt: skip
     assert rate["crystals_per_hour"] == pytest.approx(3600 * 3 / sum(took))
