@@ -140,6 +140,8 @@ def test_two_shards_give_the_rows_of_one_process(made, monkeypatch):
     took = [r["batch"]["provenance"]["wall_s"] + r["batch"]["compiled_s"]
             for r in rows if "batch" in r]  # fmt: skip
     assert rate["crystals_per_hour"] == pytest.approx(3600 * 3 / sum(took))
+    assert rate["n_precise"] == rate["all"]["n_error_within_2_percent"]
+    assert mof_labels.main(["rate", "mof-n2", "--runs", str(made / "nothing")]) == 1
 
 
 def test_the_last_pass_counts_in_whatever_file(made, monkeypatch):

@@ -531,6 +531,8 @@ def main() -> int:
                         help="instead of those that come with the crystals")  # fmt: skip
     parser.add_argument("--name", help="of the result; default that of the check")
     args = parser.parse_args()
+    if args.raspa_overfilled and args.check not in WITH_RASPA:
+        parser.error(f"--raspa-overfilled is of {', '.join(WITH_RASPA)} only")
     start = time.perf_counter()
     try:
         if args.packed:

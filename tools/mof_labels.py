@@ -402,8 +402,9 @@ def rate(args: argparse.Namespace) -> int:
     start, plan = time.perf_counter(), PLANS[args.data_set]
     rows = shards.read_rows(args.runs)
     good = [row for _, row in latest(rows, plan.passes).values() if "failed" not in row]
-    precise = [all(x["error"] <= TARGET * max(x["molecules_per_cell"], FEW / TARGET)
-                   for x in row["loadings"].values()) for row in good]  # fmt: skip
+    if not good:
+        raise DataError(args.runs, "no crystal was simulated there", "Let `run` make some first.")
+    precise = [is_reached(row, math.inf) for row in good]
     passes = [p for p in passes_of(rows, plan) if p["n"]]
     seconds = sum(p["wall_s"] + sum(b["compiled_s"] for b in p["batches"]) for p in passes)
     record = results.write(f"gcmc/rate-{args.data_set}.json", {
