@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from download import fetch
 from tqdm import tqdm
 
-from x3mat import paths, results
+from x3mat import results
 from x3mat.applications import application
 from x3mat.crystal import parse_cif
 from x3mat.errors import DataError, X3MatError
@@ -36,20 +37,6 @@ SHA256 = "97d23c0b4f9e5a30888e53dc16222b90443ad7167c3284d2258615d9f44eceef"
 TABLE, STRUCTURES = "qmof_database/qmof.csv", "qmof_database/relaxed_structures.zip"
 GAP = "outputs.pbe.bandgap"  # column of the table, eV
 REMEDY = "Give qmof_database.zip, or none to have it downloaded."
-
-
-def download() -> Path:
-    """The archive in the cache folder, fetched if it is not there, its hash checked."""
-    try:
-        import pooch
-
-        return Path(pooch.retrieve(URL, f"sha256:{SHA256}", fname="qmof_database.zip",
-                                   path=paths.cache(), progressbar=True))  # fmt: skip
-    except ImportError:
-        cause, remedy = "pooch is not installed", "Type: pip install pooch"
-    except (OSError, ValueError) as error:  # no network; another file than expected
-        cause, remedy = str(error), "Try again, or download it by hand and give it as --archive."
-    raise DataError(URL, f"it cannot be downloaded ({cause})", remedy)
 
 
 def pack(archive: Path, out: Path, names: set[str]) -> list[str]:
@@ -99,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     folds = application("qmof-gap").folds()
     names = {*folds[0].train, *folds[0].rest}
     try:
-        missing = pack(args.archive or download(), args.out, names)
+        missing = pack(args.archive or fetch(URL, "qmof_database.zip", SHA256), args.out, names)
     except X3MatError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

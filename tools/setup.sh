@@ -37,7 +37,7 @@ fi
 echo "Installing the pinned packages (the first time takes some minutes)"
 pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile
      -c constraints.txt)
-"${pip[@]}" -e ".[mofs,qmof,labels,tune,book,test]"
+"${pip[@]}" -e ".[mofs,qmof,published,labels,tune,book,test]"
 # zeose asks for all of Jupyter; x3mat only reads the database inside it
 "${pip[@]}" --no-deps zeose
 "$venv/bin/python" -c "import x3mat"
