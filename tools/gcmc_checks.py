@@ -29,6 +29,8 @@ examples:
   python tools/gcmc_checks.py zeolite-n2 --limit 0 --pack zeolites.npz
   python tools/gcmc_checks.py n2-77k --limit 0 --raspa-seconds 840 --pack n2-raspa.npz
   python tools/gcmc_checks.py n2-77k --limit 0 --raspa-overfilled 100 --name n2-77k-above
+  python tools/gcmc_checks.py n2-77k --names iza:LTA iza:MFI --limit 0 --raspa-overfilled 100
+      --equilibration 24000 --raspa-seconds 480 --pack fuller.npz
   python tools/gcmc_checks.py argon --limit 0 --device cuda --checkpoint states
   python tools/gcmc_checks.py zeolite-n2 --packed zeolites.npz --limit 0 --device cuda
   python tools/gcmc_checks.py raspa-n2 --limit 300 --raspa-limit 8 --device cuda --name raspa-cuda
@@ -540,21 +542,20 @@ def main() -> int:
                 pack = dict(file)
         else:
             pack = load(args.check, args.limit, args.names)
-        each = args.raspa_seconds or 480.0 * (not args.pack)
-        if args.raspa_overfilled:
-            first = frameworks_of(pack, args.raspa_limit)
-            pack |= overfilled(first, SETTINGS[args.check], args.raspa_overfilled)
-        if args.check in WITH_RASPA and "quarters" not in pack and each:
-            pack = with_raspa(
-                pack, SETTINGS[args.check], each, args.raspa_limit, args.raspa_processes)
-        if args.pack:
-            np.savez_compressed(args.pack, **pack)
-            print(f"{args.pack}: {len(pack['name'])} crystals")
-            return 0
         changes = {k: getattr(args, k) for k in (
             "cycles", "equilibration", "replicas", "spacing", "seed")}  # fmt: skip
         settings = replace(
             SETTINGS[args.check], **{k: v for k, v in changes.items() if v is not None})
+        each = args.raspa_seconds or 480.0 * (not args.pack)
+        if args.raspa_overfilled:
+            first = frameworks_of(pack, args.raspa_limit)
+            pack |= overfilled(first, settings, args.raspa_overfilled)
+        if args.check in WITH_RASPA and "quarters" not in pack and each:
+            pack = with_raspa(pack, settings, each, args.raspa_limit, args.raspa_processes)
+        if args.pack:
+            np.savez_compressed(args.pack, **pack)
+            print(f"{args.pack}: {len(pack['name'])} crystals")
+            return 0
         frameworks = frameworks_of(pack, args.limit)
         if args.predicted_charges:
             frameworks = [predicted(f) for f in frameworks]
