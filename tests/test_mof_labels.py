@@ -155,6 +155,11 @@ def test_the_last_pass_counts_in_whatever_file(made, monkeypatch):
     shards.append(made / "rows.jsonl", [r for r in rows if r.get("settings") == first])  # read last
     before = shards.read_rows(made)
     assert simulate(made, "--pass", "2") == before
+    passes = mof_labels.PLANS["mof-n2"].passes[:2]
+    found = mof_labels.by_pass(before, passes)
+    both = [mof_labels.settings_hash(p) for p in passes]
+    assert len(found) == 3
+    assert all([r["settings"] for r in of] == both for of in found.values())
 
 
 @pytest.mark.parametrize(("shard", "cause"), [("2/2", "no such shard"), ("two", "no shard")])

@@ -358,6 +358,15 @@ def latest(rows: Sequence[dict], passes: Sequence[GCMCSettings]) -> dict[str, tu
     return found
 
 
+def by_pass(rows: Sequence[dict], passes: Sequence[GCMCSettings]) -> dict[str, list[dict]]:
+    """By name the rows of all passes of a plan in their order, without failures."""
+    numbers, found = {settings_hash(s): i for i, s in enumerate(passes)}, {}
+    for row in sorted((r for r in rows if "name" in r and "failed" not in r),
+                      key=lambda r: numbers.get(r["settings"], -1)):  # fmt: skip
+        found.setdefault(row["name"], {})[row["settings"]] = row
+    return {name: list(of.values()) for name, of in found.items()}
+
+
 def summary(rows: Sequence[dict], gap: float) -> dict:
     """How well the chains of some rows agree, and how precise their means are, by gas."""
     out = {"n": len(rows), "n_equilibrated": sum(not r["warnings"] for r in rows),
@@ -406,12 +415,20 @@ def rate(args: argparse.Namespace) -> int:
         raise DataError(args.runs, "no crystal was simulated there", "Let `run` make some first.")
     precise = [is_reached(row, math.inf) for row in good]
     passes = [p for p in passes_of(rows, plan) if p["n"]]
+    repeated = [rows for rows in by_pass(rows, plan.passes).values() if len(rows) > 1]
     seconds = sum(p["wall_s"] + sum(b["compiled_s"] for b in p["batches"]) for p in passes)
     record = results.write(f"gcmc/rate-{args.data_set}.json", {
         "data_set": args.data_set, "target": TARGET, "n": len(good), "n_precise": sum(precise),
         "seconds": seconds, "crystals_per_hour": 3600 * len(good) / seconds,
         "precise_per_hour": 3600 * sum(precise) / seconds,
-        "all": summary(good, plan.gap), "passes": passes,
+        "all": summary(good, plan.gap), "repeated": {
+            "n": len(repeated), **{gas: {
+                "median_gap_first": np.median([r[0]["loadings"][gas]["gap"] for r in repeated]),
+                "median_gap_last": np.median([r[-1]["loadings"][gas]["gap"] for r in repeated]),
+                "median_ratio": np.median([
+                    r[-1]["loadings"][gas]["molecules_per_cell"]
+                    / max(r[0]["loadings"][gas]["molecules_per_cell"], FEW) for r in repeated]),
+            } for gas in plan.passes[0].gases if repeated}}, "passes": passes,
     }, seed=plan.passes[0].seed, wall_s=time.perf_counter() - start,
         command=f"python tools/mof_labels.py rate {args.data_set}")  # fmt: skip
     print(f"{record}: {sum(precise)} of {len(good)} to {TARGET:.0%} in {seconds:.0f} s")
