@@ -347,24 +347,21 @@ def label_of(row: dict, number: int) -> dict[str, str]:
     return dict(zip(columns(list(row["loadings"])), values, strict=True))
 
 
-def latest(rows: Sequence[dict], passes: Sequence[GCMCSettings]) -> dict[str, tuple[int, dict]]:
-    """By name the row of the last pass, and its number."""
-    numbers = {settings_hash(s): i for i, s in enumerate(passes)}
-    found: dict[str, tuple[int, dict]] = {}
-    for row in rows:
-        number = numbers.get(row["settings"], -1)
-        if "name" in row and number >= found.get(row["name"], (0,))[0]:
-            found[row["name"]] = number, row
+def by_pass(
+    rows: Sequence[dict], passes: Sequence[GCMCSettings]
+) -> dict[str, dict[int, dict]]:
+    """By name the rows of a crystal, by the number of their pass, in order."""
+    found: dict[str, dict[int, dict]] = {}
+    for number, key in enumerate(map(settings_hash, passes)):
+        for row in rows:
+            if "name" in row and row["settings"] == key:
+                found.setdefault(row["name"], {})[number] = row
     return found
 
 
-def by_pass(rows: Sequence[dict], passes: Sequence[GCMCSettings]) -> dict[str, list[dict]]:
-    """By name the rows of all passes of a plan in their order, without failures."""
-    numbers, found = {settings_hash(s): i for i, s in enumerate(passes)}, {}
-    for row in sorted((r for r in rows if "name" in r and "failed" not in r),
-                      key=lambda r: numbers.get(r["settings"], -1)):  # fmt: skip
-        found.setdefault(row["name"], {})[row["settings"]] = row
-    return {name: list(of.values()) for name, of in found.items()}
+def latest(rows: Sequence[dict], passes: Sequence[GCMCSettings]) -> dict[str, tuple[int, dict]]:
+    """By name the row of the last pass, and its number."""
+    return {name: list(of.items())[-1] for name, of in by_pass(rows, passes).items()}
 
 
 def summary(rows: Sequence[dict], gap: float) -> dict:
@@ -415,7 +412,8 @@ def rate(args: argparse.Namespace) -> int:
         raise DataError(args.runs, "no crystal was simulated there", "Let `run` make some first.")
     precise = [is_reached(row, math.inf) for row in good]
     passes = [p for p in passes_of(rows, plan) if p["n"]]
-    repeated = [rows for rows in by_pass(rows, plan.passes).values() if len(rows) > 1]
+    repeated = [list(of.values()) for of in by_pass(rows, plan.passes).values()
+                if len(of) > 1 and not any("failed" in row for row in of.values())]  # fmt: skip
     seconds = sum(p["wall_s"] + sum(b["compiled_s"] for b in p["batches"]) for p in passes)
     record = results.write(f"gcmc/rate-{args.data_set}.json", {
         "data_set": args.data_set, "target": TARGET, "n": len(good), "n_precise": sum(precise),

@@ -82,11 +82,12 @@ def read(path: Path, app: Application) -> pd.DataFrame:
     table = fitting[0].rename(columns=lambda column: str(column).strip())[wanted]
     table = table.drop_duplicates(wanted[0]).set_index(wanted[0])
     fold = app.folds()[0]
-    missing = sorted({*fold.train, *fold.rest} - set(table.index))
+    names = sorted({*fold.train, *fold.rest})
+    missing = [name for name in names if name not in table.index]
     if missing:
         raise DataError(path, f"{len(missing)} crystals are missing, as {missing[0]}",
                         f"Give {FILE}.")  # fmt: skip
-    return table.loc[sorted({*fold.train, *fold.rest})]
+    return table.loc[names]
 
 
 def main(arguments: list[str] | None = None) -> int:
