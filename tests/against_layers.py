@@ -6,10 +6,11 @@ its kernels run on a GPU or, slowly, on the CPU.
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 
-from x3mat.model import WindowGraph, X3Mat, X3MatConfig, window_graph
+from x3mat.model import X3Mat, X3MatConfig, window_graph
 from x3mat.training import Flat
 
 
@@ -17,7 +18,10 @@ def random_windows(counts: list[int], radius: float) -> tuple[torch.Tensor, ...]
     n = sum(counts)
     positions = torch.nn.functional.normalize(torch.randn(n, 3, dtype=torch.float64), dim=1)
     positions *= radius * torch.rand(n, 1, dtype=torch.float64) ** (1 / 3)
-    return positions, torch.randint(1, 20, (n,)), torch.tensor([0, *counts]).cumsum(0)
+    turned = positions @ torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    species = torch.randint(1, 20, (n,))  # each window twice, so that pairs recur
+    ptr = torch.tensor([0, *counts, *counts]).cumsum(0)
+    return torch.cat([positions, turned]), torch.cat([species, species]), ptr
 
 
 def main(device: str) -> None:
@@ -32,22 +36,22 @@ def main(device: str) -> None:
                 p.data += 0.1 * torch.randn_like(p)
         model.degree[:] = 4.0
         exact = window_graph(*random_windows([6, 0, 1, 2, 7], 3.0), 2.5, 3.0)
-        parts = [getattr(exact, k).to(device)
-                 for k in ("positions", "species", "window", "src", "dst")]
-        shared = ()
+        exact = replace(exact.to(device), kind=None, first=None)
         if l_max == 1:  # windows that share atoms, in which a pair may be an atom and its image
-            atom = torch.randint(0, len(parts[0]), (len(parts[0]),), device=device)
-            vector = torch.randn(len(parts[3]), 3, dtype=torch.float64, device=device)
-            shared = atom, vector
-        exact = WindowGraph(*parts, exact.n_windows, *shared)
+            n = len(exact.species)
+            vector = torch.randn(len(exact.src), 3, dtype=torch.float64, device=device)
+            exact = replace(exact, atom=torch.randint(0, n, (n,), device=device), vector=vector)
         share = torch.randn(exact.n_windows, 1, dtype=torch.float64, device=device)
         y = model.plain_network(exact, model.plain_geometry(exact))
         (y * share).sum().backward()
         expected = {n: p.grad.clone() for n, p in model.named_parameters()}
         model = model.float()
         model.zero_grad()
-        shared = shared and (atom, vector.float())
-        graph = WindowGraph(parts[0].float(), *parts[1:], exact.n_windows, *shared)
+        graph = replace(exact, positions=exact.positions.float(),
+                        vector=exact.vector if exact.vector is None else exact.vector.float())
+        if l_max > 1:
+            graph = graph.with_kinds()
+            assert len(graph.first) < 0.75 * len(graph.src)
         assert model._kernels(graph.positions) is not None
         z = model.network(graph)
         (z * share.float()).sum().backward()

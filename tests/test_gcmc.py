@@ -403,20 +403,21 @@ def integrals():
     return np.array(out).T
 
 
-@pytest.mark.parametrize(("trials", "moves", "inner"), [
-    (1, (0.0, 0, 0.0, 1.0, 0), 6.0),  # nothing but insertions and deletions
-    (8, (0.0, 0, 0.0, 1.0, 0), 6.0),
-    (8, (0.0, 0, 0.5, 0.5, 0), 0.0),  # trials that feel no other molecule
-    (32, (0.3, 0, 0.3, 0.4, 0), 4.2),  # or some of them
+@pytest.mark.parametrize(("trials", "moves", "inner", "ladder"), [
+    (1, (0.0, 0, 0.0, 1.0, 0), 6.0, 1),  # nothing but insertions and deletions
+    (8, (0.0, 0, 0.0, 1.0, 0), 6.0, 1),
+    (8, (0.0, 0, 0.5, 0.5, 0), 0.0, 1),  # trials that feel no other molecule
+    (32, (0.3, 0, 0.3, 0.4, 0), 4.2, 1),  # or some of them
+    (1, (0.9, 0, 0.0, 0.1, 0), 6.0, 4),  # most numbers come by exchanges
 ])  # fmt: skip
 def test_numbers_are_distributed_as_the_partition_function_says(
-    integrals, trials, moves, inner, monkeypatch
+    integrals, trials, moves, inner, ladder, monkeypatch
 ):
     """P(N) = (z V)^N Q_N / N! with the integrals Q of the same system by plain random points."""
     monkeypatch.setattr(parts, "INNER", inner)
     settings = replace(
         SHORT, gases=("CH4",), cutoff=5.0, spacing=0.2, temperature=150.0, cycles=6000,
-        replicas=2, trials=trials, moves=moves, start="both",
+        replicas=2, ladder=ladder, trials=trials, moves=moves, start="both",
     )  # fmt: skip
     guests = parts.make_guests(settings)
     system = parts.make_system(SOLVABLE, settings, guests)
@@ -571,15 +572,16 @@ def test_slots_grow_without_a_trace(monkeypatch):
     np.testing.assert_array_equal(wide.counts, narrow.counts)
 
 
-def test_a_killed_run_goes_on(tmp_path, monkeypatch):
-    settings = replace(SHORT, equilibration=100, cycles=200, density=True)
+@pytest.mark.parametrize(("ladder", "launches"), [(1, 6), (3, 60)])
+def test_a_killed_run_goes_on(ladder, launches, tmp_path, monkeypatch):
+    settings = replace(SHORT, equilibration=100, cycles=200, density=True, ladder=ladder)
     [expected] = gcmc([CAGE], settings)
     monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)
     original, calls = engine.Run.step, []
 
     def step(self):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == launches // 2 + 1:
             raise KeyboardInterrupt
         return original(self)
 
@@ -587,11 +589,12 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         gcmc([CAGE], settings, checkpoint=tmp_path)
     [resumed] = gcmc([CAGE], settings, checkpoint=tmp_path)
-    assert len(calls) == 4 + 3  # 6 launches in all, 3 of them before the kill
+    assert len(calls) == launches + 1
+    assert resumed.acceptance == expected.acceptance
     np.testing.assert_array_equal(resumed.counts, expected.counts)
     np.testing.assert_array_equal(resumed.density["Ar"], expected.density["Ar"])
     [again] = gcmc([CAGE], settings, checkpoint=tmp_path)
-    assert len(calls) == 7
+    assert len(calls) == launches + 1
     assert again.loadings == resumed.loadings
     next(tmp_path.glob("*.npz")).write_bytes(b"damaged")
     with pytest.raises(DataError, match="cannot be read"):

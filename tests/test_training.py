@@ -140,9 +140,8 @@ def test_padding_changes_nothing(windows, encoding):
     model = X3Mat(config).double()
     data = CrystalWindows(windows, TARGETS, config)
     batch = in_double(collate([data[i] for i in range(3)]))
-    size = len(batch.species) + 9, len(batch.src) + 17
-    if encoding == "crystal":
-        size = *size, len(batch.positions) + 13
+    third = batch.first if encoding == "window" else batch.positions
+    size = len(batch.species) + 9, len(batch.src) + 17, len(third) + 13
     found = []
     for mean in (predict_mean(model, batch, 10**9),
                  PaddedMean(model, 5)(*pad(batch, size, len(batch.share) + 4, config))):

@@ -514,6 +514,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, help="sampled cycles")
     parser.add_argument("--equilibration", type=int, help="cycles before sampling")
     parser.add_argument("--replicas", type=int, help="chains per crystal")
+    parser.add_argument("--ladder", type=int, help="temperatures of each chain")
     parser.add_argument("--spacing", type=float, help="Å, of the energy grids")
     parser.add_argument("--seed", type=int, help="of the random numbers")
     parser.add_argument("--pack", type=Path, help="only write crystals and reference to this file")
@@ -543,7 +544,7 @@ def main() -> int:
         else:
             pack = load(args.check, args.limit, args.names)
         changes = {k: getattr(args, k) for k in (
-            "cycles", "equilibration", "replicas", "spacing", "seed")}  # fmt: skip
+            "cycles", "equilibration", "replicas", "ladder", "spacing", "seed")}  # fmt: skip
         settings = replace(
             SETTINGS[args.check], **{k: v for k, v in changes.items() if v is not None})
         each = args.raspa_seconds or 480.0 * (not args.pack)

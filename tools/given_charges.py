@@ -80,7 +80,7 @@ class ChargedX3Mat(X3Mat):
 
     def _edges(self, graph: WindowGraph) -> Edges:
         elements, charges = decoded(graph.species)
-        edges = super()._edges(replace(graph, species=elements))
+        edges = super()._edges(replace(graph, species=elements, kind=None))
         told = torch.exp(-0.5 * ((charges[:, None].to(self.centres) - self.centres) / WIDTH) ** 2)
         told = nn.functional.pad(told, (0, 0, graph.n_windows, 0)).to(edges.element)
         return replace(edges, element=torch.cat([edges.element, told], dim=1))

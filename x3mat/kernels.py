@@ -10,8 +10,8 @@ Here an attention layer is four fused steps between the matrix products, which c
     weigh    logits → w_ij = u_ij e^{z_ij}
     attend   Σ_j w_ij D_ijᵀ v_ij / (1 + Σ_j w_ij), one program for each receiving node
 
-No sum needs an atomic addition: edges are sorted by receiver, and a permutation sorts them by
-sender. For the backward pass a layer keeps about five numbers for each row and channel of an edge.
+No sum needs an atomic addition: permutations sort the edges, which stand by receiver, by sender
+and kind. For its backward pass a layer keeps some five numbers of each row and channel of an edge.
 
 Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
 shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the
@@ -21,6 +21,7 @@ symmetry is kept: 115 of 475 numbers for L = 4, M = 2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,10 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.language import constexpr
 
+from x3mat.model import edge_frames
+
 EDGES = 8  # of a program that works edge by edge
+ELEMENTS = 104  # rows of a table of elements, a multiple of 8 as matrix products want it
 
 
 def usable(model, x: Tensor) -> bool:
@@ -49,11 +53,23 @@ class Packed:
     weight: Tensor  # (E,)
     share: Tensor  # (E,) weight over the mean degree
     one: Tensor  # (E,) 1, whose product with a matrix sums its rows
-    species: Tensor  # (N,) 0 for probes
+    inputs: Tensor  # (K, ...) of the radial networks: basis, elements of both ends as one-hot
     wigner: Tensor  # (E, P) not-zero elements of the Wigner matrices, row by row
     start: Tensor  # (N + 1,) first edge of each receiver
     by_src: Tensor  # (E,) permutation that sorts the edges by sender
     start_src: Tensor  # (N + 1,) first of each sender in by_src
+    kind: Tensor | None  # (E,), and likewise; None: each edge is of its own
+    by_kind: Tensor | None  # (E,)
+    start_kind: Tensor | None  # (K + 1,)
+
+    def summed(self, x: Tensor, c: int) -> Tensor:
+        """Sums over the edges of each kind, (K, rows · c), of x, (E, rows · c)."""
+        if self.kind is None:
+            return x
+        out = x.new_empty(len(self.inputs), x.shape[1])
+        sum_kernel[(len(out), x.shape[1] // c)](self.by_kind, self.start_kind, x, out, c,
+                                                x.shape[1], num_warps=max(1, c // 64))
+        return out
 
 
 # Compiled once, not again for numbers of edges or nodes that are multiples of 16.
@@ -98,19 +114,14 @@ def radial_at(l_, m, l_max):
 @triton.constexpr_function
 def harmonic_scale(l_, m):
     """√((2l + 1)(2 − δ_m0)(l − m)!/(l + m)!)."""
-    ratio = 1.0
-    for k in range(l_ - m + 1, l_ + m + 1):
-        ratio /= k
-    return ((2 * l_ + 1) * (2 if m else 1) * ratio) ** 0.5
+    ratio = math.factorial(l_ - m) / math.factorial(l_ + m)
+    return math.sqrt((2 * l_ + 1) * (2 if m else 1) * ratio)
 
 
 @triton.constexpr_function
 def double_factorial(m):
     """(2m − 1)!!"""
-    value = 1.0
-    for k in range(1, 2 * m, 2):
-        value *= k
-    return value
+    return float(math.prod(range(1, 2 * m, 2)))
 
 
 @triton.jit
@@ -144,6 +155,12 @@ def one_node(start, C: constexpr):
     """Node of this program, channels (C,), first edge and end of its edges."""
     n = tl.program_id(0).to(tl.int64)
     return n, tl.arange(0, C), tl.load(start + n), tl.load(start + n + 1)
+
+
+@triton.jit
+def kind_of(kind, e, live):
+    """Row of what the radial network gives for edges e."""
+    return e if kind is None else tl.load(kind + e, mask=live, other=0)
 
 
 @triton.jit
@@ -252,34 +269,36 @@ def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constex
 
 
 @any_size
-def rotate_kernel(h, offset, src, dst, wigner, radial, out, n_edges, n_nodes, L: constexpr,
+def rotate_kernel(h, offset, src, dst, wigner, radial, kind, out, n_edges, n_nodes, L: constexpr,
                   M: constexpr, stored: constexpr, C: constexpr, EDGES: constexpr):
     """D (A x_j + B x_i) ⊙ radial; ``offset``: the biases of A and B."""
     size: constexpr = wigner_at(L + 1, -stored, stored)
     width: constexpr = radial_at(L + 1, M, L) * C
     e, live, c, mask = some_edges(n_edges, C, EDGES)
+    row = radial + kind_of(kind, e, live)[:, None] * width + c
     for l_ in tl.static_range(L + 1):
         x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             turned = turn(wigner + e * size + wigner_at(l_, m, stored), x, live, l_)
-            r = radial + e[:, None] * width + radial_at(l_, m, L) * C + c
+            r = row + radial_at(l_, m, L) * C
             to = out + edge_row(e, n_edges, l_, m, L, C)[:, None] + c
             tl.store(to, turned * tl.load(r, mask=mask, other=0.0), mask=mask)
 
 
 @any_size
-def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n_edges, n_nodes,
-                       L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
+def rotate_back_kernel(h, offset, src, dst, wigner, radial, kind, grad, grad_radial, n_edges,
+                       n_nodes, L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
                        EDGES: constexpr):
     """Gradient of radial; grad ← grad ⊙ radial, the gradient of D (A x_j + B x_i)."""
     size: constexpr = wigner_at(L + 1, -stored, stored)
     width: constexpr = radial_at(L + 1, M, L) * C
     e, live, c, mask = some_edges(n_edges, C, EDGES)
+    given = kind_of(kind, e, live)[:, None]
     for l_ in tl.static_range(L + 1):
         x = messages(h, offset, src, dst, e, live, n_nodes, l_, C)
         for k in tl.static_range(orders(l_, M) + 1):
-            r_at = e[:, None] * width + radial_at(l_, k, L) * C + c
-            r = tl.load(radial + r_at, mask=mask, other=0.0)
+            at = radial_at(l_, k, L) * C + c
+            r = tl.load(radial + given * width + at, mask=mask, other=0.0)
             total = tl.zeros([EDGES, C], tl.float32)
             for m in tl.static_range(-k, k + 1, 2 * k if k else 1):
                 row = wigner + e * size + wigner_at(l_, m, stored)
@@ -287,30 +306,35 @@ def rotate_back_kernel(h, offset, src, dst, wigner, radial, grad, grad_radial, n
                 g = tl.load(to, mask=mask, other=0.0)
                 total += turn(row, x, live, l_) * g
                 tl.store(to, g * r, mask=mask)
-            tl.store(grad_radial + r_at, total, mask=mask)
+            tl.store(grad_radial + e[:, None] * width + at, total, mask=mask)
 
 
 @any_size
-def turn_back_kernel(order, start, wigner, x, share, out, n_edges, n_nodes, L: constexpr,
-                     M: constexpr, stored: constexpr, C: constexpr, SENDER: constexpr,
-                     width: constexpr):
-    """Σ Dᵀ x over the edges from a node, or to it, each times its ``share``, if given; ``width``:
-    from row to row of the output."""
-    size: constexpr = wigner_at(L + 1, -stored, stored)
+def turn_back_kernel(order, start, wigner, x, kind, weight, out, inverse, n_edges, n_nodes,
+                     size: constexpr, L: constexpr, M: constexpr, stored: constexpr, C: constexpr,
+                     H: constexpr, SENDER: constexpr, width: constexpr):
+    """Σ w Dᵀ x over the edges from a node, or to it, with the ``weight`` of each head, or 1; over
+    1 + Σ w, whose ``inverse`` is kept, if asked for. ``kind``: rows of x; ``width``: from row to
+    row of the output."""
     n, c, k, stop = one_node(start, C)
     acc = repeated(tl.zeros([C], tl.float32), (L + 1) * (L + 1))
+    total = tl.full([C], 1.0, tl.float32)
     e = tl.load(order + k, mask=k < stop, other=0) if SENDER else k
-    rows = rows_of(x, e, k < stop, n_edges, L, M, C)
+    rows = rows_of(x, kind_of(kind, e, k < stop), k < stop, n_edges, L, M, C)
     while k < stop:
         k += 1
         at = wigner + e * size
-        factor = 1.0 if share is None else tl.load(share + e)
+        w = 1.0 if weight is None else tl.load(weight + e * H + c // (C // H))
+        if inverse is not None:
+            total += w
         e = tl.load(order + k, mask=k < stop, other=0) if SENDER else k
-        after = rows_of(x, e, k < stop, n_edges, L, M, C)
-        acc = turned_back(acc, at, rows, factor, L, M, stored)
+        after = rows_of(x, kind_of(kind, e, k < stop), k < stop, n_edges, L, M, C)
+        acc = turned_back(acc, at, rows, w, L, M, stored)
         rows = after
     for s in tl.static_range((L + 1) * (L + 1)):
-        tl.store(out + (s * n_nodes + n) * width + c, acc[s])
+        tl.store(out + (s * n_nodes + n) * width + c, acc[s] / total)
+    if inverse is not None:
+        tl.store(inverse + n * H + c // (C // H), 1 / total)
 
 
 @any_size
@@ -396,27 +420,6 @@ def weigh_back_kernel(mixed, weight, gain, bias, logit, grad, grad_mixed, grad_p
 
 
 @any_size
-def attend_kernel(value, weight, start, wigner, out, inverse, n_edges, n_nodes, size: constexpr,
-                  L: constexpr, M: constexpr, stored: constexpr, C: constexpr, H: constexpr):
-    """Σ_j w Dᵀ v / (1 + Σ_j w), and the inverse of the denominator."""
-    n, c, e, stop = one_node(start, C)
-    head = c // (C // H)
-    acc = repeated(tl.zeros([C], tl.float32), (L + 1) * (L + 1))
-    total = tl.full([C], 1.0, tl.float32)
-    rows = rows_of(value, e, e < stop, n_edges, L, M, C)
-    while e < stop:
-        w = tl.load(weight + e * H + head)
-        total += w
-        after = rows_of(value, e + 1, e + 1 < stop, n_edges, L, M, C)
-        acc = turned_back(acc, wigner + e * size, rows, w, L, M, stored)
-        rows = after
-        e += 1
-    for s in tl.static_range((L + 1) * (L + 1)):
-        tl.store(out + (s * n_nodes + n) * C + c, acc[s] / total)
-    tl.store(inverse + n * H + head, 1 / total)
-
-
-@any_size
 def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_value, grad_weight,
                        n_edges, n_nodes, size: constexpr, L: constexpr, M: constexpr,
                        stored: constexpr, C: constexpr, H: constexpr, EDGES: constexpr):
@@ -444,26 +447,14 @@ def attend_back_kernel(value, weight, dst, wigner, inverse, mean, grad, grad_val
     tl.store(grad_weight + e[:, None] * H + a, change, mask=mask)
 
 
-@any_size
-def mix_kernel(x, sent, heard, species, src, dst, out, n_edges, C: constexpr, EDGES: constexpr):
-    """x ← x + sent_j + heard_i, rows of the species of j and i; SiLU(x)."""
-    e, live, c, mask = some_edges(n_edges, C, EDGES)
-    at = e[:, None] * C + c
-    j = tl.load(species + tl.load(src + e, mask=live, other=0), mask=live)[:, None] * C + c
-    i = tl.load(species + tl.load(dst + e, mask=live, other=0), mask=live)[:, None] * C + c
-    both = tl.load(sent + j, mask=mask, other=0.0) + tl.load(heard + i, mask=mask, other=0.0)
-    both += tl.load(x + at, mask=mask, other=0.0)
-    tl.store(x + at, both, mask=mask)
-    tl.store(out + at, both * tl.sigmoid(both), mask=mask)
-
-
 @triton.jit
-def sum_kernel(order, start, x, out, C: constexpr, SENDER: constexpr, width: constexpr):
-    """Σ x over the edges from a node, or to it."""
+def sum_kernel(order, start, x, out, C: constexpr, width: constexpr):
+    """Σ x over the edges of a kind, C of ``width`` numbers."""
     n, c, k, stop = one_node(start, C)
+    c += tl.program_id(1) * C
     acc = tl.zeros([C], tl.float32)
     while k < stop:
-        acc += tl.load(x + (tl.load(order + k) if SENDER else k) * C + c)
+        acc += tl.load(x + tl.load(order + k) * width + c)
         k += 1
     tl.store(out + n * width + c, acc)
 
@@ -544,35 +535,6 @@ def _programs(n: int, each: int = EDGES) -> tuple[int]:
     return (max(1, -(-n // each)),)
 
 
-class Hidden(torch.autograd.Function):
-    """SiLU(W_1 SiLU(W_0 basis + b_0 + sent_j + heard_i) + b_1), see
-    :meth:`x3mat.model.RadialNetwork.hidden`."""
-
-    @staticmethod
-    def forward(ctx, sent, heard, basis, element, edges, w_0, b_0, w_1, b_1):
-        x = torch.addmm(b_0, basis, w_0.T)
-        first = torch.empty_like(x)
-        mix_kernel[_programs(len(x))](x, sent, heard, edges.species, edges.src, edges.dst, first,
-                                      *x.shape, EDGES)
-        y = torch.addmm(b_1, first, w_1.T)
-        ctx.save_for_backward(basis, element, x, first, y, w_1)
-        ctx.edges = edges
-        return nn.functional.silu(y)
-
-    @staticmethod
-    def backward(ctx, grad):
-        basis, element, x, first, y, w_1 = ctx.saved_tensors
-        edges, back, c = ctx.edges, torch.ops.aten.silu_backward, x.shape[1]
-        grad_y = back(grad, y)
-        grad_x = back(grad_y @ w_1, x)
-        sums = grad.new_empty(len(element), 2 * c)
-        for start, to, sender in ((edges.start_src, sums, True), (edges.start, sums[:, c:], False)):
-            sum_kernel[(len(to),)](edges.by_src, start, grad_x, to, c, sender, 2 * c,
-                                   num_warps=max(1, c // 64))
-        return (*(element.T @ sums).split(c, dim=1), None, None, None, grad_x.T @ basis,
-                sums[:, c:].sum(0), grad_y.T @ first, edges.one @ grad_y)
-
-
 class Norm(torch.autograd.Function):
     """x itself, so that its gradients come together here, and its
     :class:`x3mat.model.SphericalLayerNorm`."""
@@ -605,8 +567,9 @@ class Embed(torch.autograd.Function):
         ctx.edges, ctx.sizes, (n, c) = edges, sizes, scalars.shape
         radial = torch.addmm(bias, hidden, weight.T)
         out = scalars.new_empty((sizes[0] + 1) ** 2, n, c)
-        turn_back_kernel[(n,)](edges.by_src, edges.start, edges.wigner, radial, edges.share, out,
-                               len(radial), n, sizes[0], 0, sizes[1], c, False, c, num_warps=1)
+        turn_back_kernel[(n,)](edges.by_src, edges.start, edges.wigner, radial, edges.kind,
+                               edges.share, out, None, len(edges.src), n, edges.wigner.shape[1],
+                               sizes[0], 0, sizes[1], c, 1, False, c, num_warps=1)
         out[0] += scalars
         ctx.save_for_backward(hidden, weight)
         return out
@@ -614,13 +577,14 @@ class Embed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (hidden, weight), edges, (l_max, stored) = ctx.saved_tensors, ctx.edges, ctx.sizes
-        grad, (_, n, c), n_edges = grad.contiguous(), grad.shape, len(hidden)
+        grad, (_, n, c), n_edges = grad.contiguous(), grad.shape, len(edges.src)
         out, one, zero = grad.new_zeros(n_edges, len(weight)), grad.new_ones(n), grad.new_zeros(n)
         attend_back_kernel[_programs(n_edges)](  # of one head whose weights are not normalised
             out, edges.share, edges.dst, edges.wigner, one, zero, grad, out,
             torch.empty_like(edges.share), n_edges, n, edges.wigner.shape[1], l_max, 0, stored, c,
             1, EDGES)
-        return out @ weight, out.T @ hidden, edges.one @ out, grad[0], None, None
+        out = edges.summed(out, c)
+        return out @ weight, out.T @ hidden, edges.one[: len(out)] @ out, grad[0], None, None
 
 
 @dataclass(frozen=True)
@@ -674,9 +638,9 @@ class Attend(torch.autograd.Function):
         mixed = s.buffer(h, n_edges, s.l_max, s.mixed)
         radial = torch.addmm(b_radial, hidden, w_radial.T)
         x = s.buffer(h, n_edges, s.l_max)
-        rotate_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner, radial, x,
-                                          n_edges, h.shape[1], s.l_max, s.m_max, s.stored,
-                                          s.channels, EDGES)
+        rotate_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner, radial,
+                                          edges.kind, x, n_edges, h.shape[1], s.l_max, s.m_max,
+                                          s.stored, s.channels, EDGES)
         Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
         weight = h.new_empty(n_edges, s.heads)
         weigh_kernel[(*_programs(n_edges, 64), s.heads)](
@@ -687,10 +651,9 @@ class Attend(torch.autograd.Function):
         Attend.products(gated, value, n_edges, s, s.l_out, 0, weights[orders_:], bias_2)
         out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
         inverse = h.new_empty(s.receivers, s.heads)
-        attend_kernel[(s.receivers,)](
-            value, weight, edges.start, edges.wigner, out, inverse, n_edges, s.receivers,
-            edges.wigner.shape[1], s.l_out, s.m_max, s.stored, s.channels, s.heads,
-            num_warps=max(1, s.channels // 64))
+        turn_back_kernel[(s.receivers,)](edges.by_src, edges.start, edges.wigner, value, None,
+            weight, out, inverse, n_edges, s.receivers, edges.wigner.shape[1], s.l_out, s.m_max,
+            s.stored, s.channels, s.heads, False, s.channels, num_warps=max(1, s.channels // 64))
         ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, radial, x, gated, value,
                               *parameters)
         ctx.edges, ctx.sizes = edges, sizes
@@ -722,10 +685,9 @@ class Attend(torch.autograd.Function):
         orders_, grad, n = s.m_max + 1, grad.contiguous(), h.shape[1]
         grad_value, grad_weight = torch.empty_like(value), torch.empty_like(weight)
         mean = (grad * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
-        attend_back_kernel[_programs(n_edges)](
-            value, weight, edges.dst, edges.wigner, inverse, mean, grad, grad_value, grad_weight,
-            n_edges, s.receivers, edges.wigner.shape[1], s.l_out, s.m_max, s.stored,
-            s.channels, s.heads, EDGES)
+        attend_back_kernel[_programs(n_edges)](value, weight, edges.dst, edges.wigner, inverse,
+            mean, grad, grad_value, grad_weight, n_edges, s.receivers, edges.wigner.shape[1],
+            s.l_out, s.m_max, s.stored, s.channels, s.heads, EDGES)
         grad_gated, second, grad_bias_2 = Attend.back(gated, grad_value, edges, s, s.l_out, 0,
                                                       weights[orders_:])
         del grad_value
@@ -741,17 +703,19 @@ class Attend(torch.autograd.Function):
         grad_x, first, grad_bias_1 = Attend.back(x, grad_mixed, edges, s, s.l_max, s.mixed,
                                                  weights[:orders_])
         del grad_mixed
-        grad_h, grad_radial = torch.empty_like(h), torch.empty_like(radial)
-        sizes = n_edges, n, s.l_max, s.m_max, s.stored, s.channels
+        grad_h, grad_radial = torch.empty_like(h), h.new_empty(n_edges, radial.shape[1])
+        sizes = s.l_max, s.m_max, s.stored, s.channels
         rotate_back_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner,
-                                               radial, grad_x, grad_radial, *sizes, EDGES)
+            radial, edges.kind, grad_x, grad_radial, n_edges, n, *sizes, EDGES)
         for start, part, sender in ((edges.start, grad_h[:, :, s.channels :], False),
                                     (edges.start_src, grad_h, True)):
-            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, None, part, *sizes,
-                                   sender, 2 * s.channels, num_warps=max(1, s.channels // 64))
+            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, None, None, part,
+                                   None, n_edges, n, edges.wigner.shape[1], *sizes, 1, sender,
+                                   2 * s.channels, num_warps=max(1, s.channels // 64))
+        grad_radial = edges.summed(grad_radial, s.channels)
         return (grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
-                grad_radial.T @ hidden, edges.one @ grad_radial, grad_bias_1, grad_bias_2,
-                parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second)
+                grad_radial.T @ hidden, edges.one[: len(radial)] @ grad_radial, grad_bias_1,
+                grad_bias_2, parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second)
 
 
 # ------------------------------------------------------------------------------- network
@@ -759,7 +723,8 @@ class Attend(torch.autograd.Function):
 
 def geometry(model, graph) -> tuple:
     """Edges, the packed geometry of all edges and of those to probes."""
-    edges, frames, directed = model.frames(graph)
+    edges = model._edges(graph)
+    frames, directed = edge_frames(edges.vector), model._directed(edges.vector)
     module, m_max, n_edges, n = model.wigner, model.config.m_max, len(frames), graph.n_windows
     points = module.points.to(frames)
     wigner = frames.new_empty(n_edges, wigner_at(module.l_max + 1, -m_max, m_max))
@@ -768,38 +733,46 @@ def geometry(model, graph) -> tuple:
                                       m_max, len(points), triton.next_power_of_2(len(points)),
                                       EDGES)
     both = model.share(edges, n), nn.functional.pad(graph.species, (n, 0)), wigner
-    return (edges, *(pack(some, *both) for some in (edges, edges.first(len(graph.window)))))
+    return (edges, *(pack(some, *both) for some in (edges, edges.probes(len(graph.window)))))
 
 
 def pack(edges, share: Tensor, species: Tensor, wigner: Tensor) -> Packed:
     """Edges with the offsets that sums without atomics need."""
-    nodes = torch.arange(len(edges.element) + 1, device=edges.src.device)
-    sorted_src, by_src = edges.src.sort(stable=True)
-    return Packed(edges.src, edges.dst, edges.weight, share, torch.ones_like(edges.weight), species,
-                  wigner, torch.searchsorted(edges.dst, nodes), by_src,
-                  torch.searchsorted(sorted_src, nodes))
+    n_nodes, ends = len(edges.element), torch.stack([edges.sender, edges.receiver], dim=1)
+    each = torch.arange(max(n_nodes, len(ends), ELEMENTS) + 1, device=edges.src.device)
+    elements = (species[ends, None] == each[:ELEMENTS]).flatten(1).to(share)
+    kinds, (sorted_src, by_src) = (None,) * 3, edges.src.sort(stable=True)
+    if edges.kind is not None:
+        kind, by_kind = edges.kind.sort(stable=True)
+        kinds = edges.kind, by_kind, torch.searchsorted(kind, each[: len(ends) + 1])
+    nodes = each[: n_nodes + 1]
+    return Packed(edges.src, edges.dst, edges.weight, share, torch.ones_like(edges.weight),
+                  torch.cat([edges.basis, elements], dim=1), wigner, torch.searchsorted(edges.dst,
+                  nodes), by_src, torch.searchsorted(sorted_src, nodes), *kinds)
 
 
 def network(model, graph, geometry: tuple) -> Tensor:
     """:meth:`x3mat.model.X3Mat.plain_network` with the kernels: contributions, (W, outputs)."""
     edges, packed, probes = geometry
-    n_windows, n_probe, c = graph.n_windows, len(graph.positions), model.config
+    n_windows, c = graph.n_windows, model.config
     radial, last = model.degree_embedding, model.degree_embedding.rest[-1]
     scale = torch.arange(1, 2 * c.l_max + 2, 2, device=edges.src.device).sqrt()
     scale = scale.repeat_interleave(c.channels)
-    x = Embed.apply(hidden(radial, edges, packed), last.weight * scale[:, None], last.bias * scale,
+    x = Embed.apply(hidden(radial, packed), last.weight * scale[:, None], last.bias * scale,
                     edges.element @ model.embedding, packed, (c.l_max, c.m_max))
     for layer in model.blocks[:-1]:
-        x = block(model, layer, x, len(edges.element), edges, packed)
-    x = block(model, model.blocks[-1], x, n_windows, edges.first(n_probe), probes)
+        x = block(model, layer, x, len(edges.element), packed)
+    x = block(model, model.blocks[-1], x, n_windows, probes)
     return model.readout(x[0])
 
 
-def hidden(radial, edges, packed: Packed) -> Tensor:
-    """:meth:`x3mat.model.RadialNetwork.hidden`."""
+def hidden(radial, packed: Packed) -> Tensor:
+    """:meth:`x3mat.model.RadialNetwork.hidden`, its first sums as one matrix product."""
     first, second = radial.distance, radial.rest[1]
-    return Hidden.apply(radial.sender, radial.receiver, edges.basis, edges.element, packed,
-                        first.weight, first.bias, second.weight, second.bias)
+    told = (nn.functional.pad(x, (0, 0, 0, ELEMENTS - len(x)))
+            for x in (radial.sender + first.bias, radial.receiver))
+    x = nn.functional.silu(packed.inputs @ torch.cat([first.weight.T, *told]))
+    return nn.functional.silu(torch.addmm(second.bias, x, second.weight.T))
 
 
 def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:
@@ -813,7 +786,7 @@ def norm(x: Tensor, module) -> tuple[Tensor, Tensor]:
     return Norm.apply(x, module.scalars.weight, module.scalars.bias, gamma, module.eps)
 
 
-def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Tensor:
+def block(model, layer, x: Tensor, receivers: int, packed: Packed) -> Tensor:
     """:class:`x3mat.model.Block`: (S, N, C) → (S_out, receivers, C)."""
     a, rows = layer.attention, model.degree_of_row
     s = Sizes(a.l_max, a.l_out, a.m_max, model.config.m_max, x.shape[2], a.heads,
@@ -822,7 +795,7 @@ def block(model, layer, x: Tensor, receivers: int, edges, packed: Packed) -> Ten
     x, y = norm(x, layer.norm_attention)
     h = torch.bmm(y, both.index_select(0, rows))
     first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
-    update = Attend.apply(h, hidden(a.radial, edges, packed), packed, s,
+    update = Attend.apply(h, hidden(a.radial, packed), packed, s,
                           a.of_sender.bias + a.of_receiver.bias, last.weight, last.bias,
                           first[0].bias, second[0].bias, a.logit_norm.weight, a.logit_norm.bias,
                           a.logit, *(w.weight for w in [*first, *second]))

@@ -109,8 +109,7 @@ class SiteMap:
             nearest = "", float("nan")
             if len(distance):
                 nearest = symbol(w.species[atoms][distance.argmin()]), float(distance.min())
-            out.append(Site(
-                rank, float(values[k]), float(std[k]), *w.centers[k].tolist(),
+            out.append(Site(rank, float(values[k]), float(std[k]), *w.centers[k].tolist(),
                 tuple((w.centers[k] @ self.crystal.lattice).tolist()), int(w.weights[k]),
                 len(distance), *nearest, "Interior" if inside[k] else "Exterior"))
         return tuple(out)
@@ -131,9 +130,8 @@ class SiteMap:
         """
         path, lattice, p = Path(path), self.crystal.lattice, self.prediction
         mean = np.average(self.values, weights=self.windows.weights)
-        text = cube_text(
-            self.grid, lattice / np.array(self.grid.shape)[:, None], self.origin @ lattice,
-            self.crystal, f"{self.crystal.name}: site map of {p.property} in {p.unit}"
+        text = cube_text(self.grid, lattice / np.array(self.grid.shape)[:, None], self.origin @
+            lattice, self.crystal, f"{self.crystal.name}: site map of {p.property} in {p.unit}"
             f" ({self.conditions}), model {self.model}", f"mean {mean:.6g}, prediction"
             f" {p.value:.6g}; windows of radius {self.windows.radius:g} A")
         path.write_text(text, encoding="ascii", errors="replace")
@@ -144,14 +142,12 @@ class SiteMap:
         path, unit = Path(path), self.prediction.unit
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([
-                "rank", f"value ({unit})", f"std ({unit})", *"xyz", "X (Å)", "Y (Å)", "Z (Å)",
-                "multiplicity", "atoms in window", "nearest atom", "distance (Å)", "kind"])
+            writer.writerow(["rank", f"value ({unit})", f"std ({unit})", *"xyz", "X (Å)", "Y (Å)",
+                "Z (Å)", "multiplicity", "atoms in window", "nearest atom", "distance (Å)", "kind"])
             for s in self.sites:
-                writer.writerow([s.rank, f"{s.value:.6g}", f"{s.std:.6g}",
-                                 *(f"{v:.6f}" for v in (s.x, s.y, s.z)),
-                                 *(f"{v:.4f}" for v in s.cartesian), s.multiplicity, s.n_atoms,
-                                 s.nearest, f"{s.distance:.4f}", s.kind])
+                writer.writerow([s.rank, f"{s.value:.6g}", f"{s.std:.6g}", *(f"{v:.6f}" for v in
+                                 (s.x, s.y, s.z)), *(f"{v:.4f}" for v in s.cartesian),
+                                 s.multiplicity, s.n_atoms, s.nearest, f"{s.distance:.4f}", s.kind])
         return path
 
     def to_html(self, path: str | Path) -> Path:

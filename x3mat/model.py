@@ -39,6 +39,7 @@ from x3mat.sampling import neighbours
 MAX_SPECIES = 100
 PLATEAU = 0.8  # of a cutoff; up to there edges have full weight
 UNDIRECTED = 0.5  # Å; below this distance edges lose their direction
+COPIES = 8  # pairs of one kind at most, so that a GPU has many sums of a few to make
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,31 @@ class WindowGraph:
     n_windows: int
     atom: Tensor | None = None  # (P,) atom at each position, where windows share atoms
     vector: Tensor | None = None  # (E, 3) from src to dst, Å, likewise
+    kind: Tensor | None = None  # (E,) of each pair, where pairs that recur are told, and
+    first: Tensor | None = None  # (K,) a pair of each kind
 
     def to(self, device) -> WindowGraph:
         """The graph on a device."""
         return replace(self, **{name: x.to(device) for name, x in vars(self).items()
                                 if isinstance(x, Tensor)})
+
+    def with_kinds(self) -> WindowGraph:
+        """The graph with kinds: pairs of one distance, but for rounding, between like elements.
+
+        A pair of atoms stands in some hundred windows, and has equivalents by symmetry. What
+        depends on distance and elements alone is computed once for each kind.
+        """
+        distance = (self.positions[self.dst] - self.positions[self.src]).norm(dim=-1)
+        key = (distance / (128 * torch.finfo(distance.dtype).eps)).round().long()
+        for species in (self.species[self.src], self.species[self.dst]):
+            key = key * (MAX_SPECIES + 1) + species
+        key, order = key.sort(stable=True)
+        new = key.diff(prepend=key[:1] - 1) != 0
+        place = torch.arange(len(key), device=key.device)
+        new |= (place - (place * new).cummax(0).values) % COPIES == 0
+        first, begun = order[new].sort()  # by place, so that what is near in memory comes together
+        kind = torch.empty_like(key).scatter_(0, order, begun.argsort()[new.cumsum(0) - 1])
+        return replace(self, kind=kind, first=first)
 
     def apart(self) -> tuple[WindowGraph, WindowGraph]:
         """Shared atoms with their pairs, without windows; and the windows without pairs."""
@@ -234,7 +255,8 @@ def window_graph(positions: Tensor, species: Tensor, ptr: Tensor, cutoff: float,
     src = torch.arange(len(dst), device=ptr.device) + (ptr[window] - first)[dst]
     near = (positions[dst] - positions[src]).square().sum(-1) < cutoff**2
     near &= (src != dst) & (positions.square().sum(-1) < radius**2)[src]
-    return WindowGraph(positions, species, window, src[near], dst[near], len(counts))
+    graph = WindowGraph(positions, species, window, src[near], dst[near], len(counts))
+    return graph if positions.requires_grad else graph.with_kinds()
 
 
 # --------------------------------------------------------------------------------- layers
@@ -248,13 +270,16 @@ class Edges:
     dst: Tensor  # (E,)
     vector: Tensor  # (E, 3) from src to dst, Å
     weight: Tensor  # (E,) smooth, in [0, 1]
-    basis: Tensor  # (E, radial functions)
+    basis: Tensor  # (K, radial functions) of each kind of edges, whose distances and elements agree
+    sender: Tensor  # (K,) node that sends and
+    receiver: Tensor  # (K,) node that receives in one of them
+    kind: Tensor | None  # (E,) of each edge; None: each is of its own
     element: Tensor  # (N, elements) of the nodes, one-hot
 
-    def first(self, n: int) -> Edges:
-        """The first n edges."""
-        return Edges(self.src[:n], self.dst[:n], self.vector[:n], self.weight[:n],
-                     self.basis[:n], self.element)
+    def probes(self, n: int) -> Edges:
+        """The first n edges, to probes; each is of its own kind."""
+        return Edges(*(x[:n] for x in (self.src, self.dst, self.vector, self.weight, self.basis,
+                                       self.sender, self.receiver)), None, self.element)
 
 
 class SphericalLinear(nn.Module):
@@ -359,13 +384,14 @@ class RadialNetwork(nn.Module):
                                   nn.Linear(hidden, outputs))
 
     def forward(self, edges: Edges) -> Tensor:
-        return self.rest[-1](self.hidden(edges))
+        out = self.rest[-1](self.hidden(edges))
+        return out if edges.kind is None else out.index_select(0, edges.kind)
 
     def hidden(self, edges: Edges) -> Tensor:
-        """What the last linear map reads, (E, hidden)."""
+        """What the last linear map reads, (K, hidden)."""
         x = self.distance(edges.basis)
-        x = x + (edges.element @ self.sender).index_select(0, edges.src)
-        return self.rest[:-1](x + (edges.element @ self.receiver).index_select(0, edges.dst))
+        x = x + (edges.element @ self.sender).index_select(0, edges.sender)
+        return self.rest[:-1](x + (edges.element @ self.receiver).index_select(0, edges.receiver))
 
 
 class Attention(nn.Module):
@@ -549,14 +575,9 @@ class X3Mat(nn.Module):
 
     def plain_geometry(self, graph: WindowGraph) -> tuple[Edges, Tensor]:
         """Edges and their Wigner matrices, (E, T, S)."""
-        edges, frames, directed = self.frames(graph)
-        return edges, self.wigner(frames) * directed[:, None, :]
-
-    def frames(self, graph: WindowGraph) -> tuple[Edges, Tensor, Tensor]:
-        """Edges, their frames, (E, 3, 3), and what multiplies the columns of their Wigner matrices,
-        (E, S)."""
         edges = self._edges(graph)
-        return edges, edge_frames(edges.vector), self._directed(edges.vector)
+        directed = self._directed(edges.vector)[:, None, :]
+        return edges, self.wigner(edge_frames(edges.vector)) * directed
 
     def network(self, graph: WindowGraph, geometry: tuple | None = None) -> Tensor:
         """Contributions, (W, outputs): by fused kernels where they can run, else the plain layers.
@@ -582,7 +603,7 @@ class X3Mat(nn.Module):
         x = self._embed(edges, n_windows)
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
-        x = self.blocks[-1](x, slice(n_windows), edges.first(n_probe), wigner[:n_probe])
+        x = self.blocks[-1](x, slice(n_windows), edges.probes(n_probe), wigner[:n_probe])
         return self.readout(x[:, 0])
 
     def readout(self, scalars: Tensor) -> Tensor:
@@ -624,10 +645,13 @@ class X3Mat(nn.Module):
         spacing = self.centers[1] - self.centers[0] if len(self.centers) > 1 else self.centers[0]
         nodes = torch.cat([graph.species.new_zeros(n_windows), graph.species])
         element = nodes[:, None] == torch.arange(MAX_SPECIES + 1, device=positions.device)
-        return Edges(src=torch.cat([atoms, src]) + n_windows, vector=vector,
-                     dst=torch.cat([graph.window, dst + n_windows]), element=element.to(vector),
-                     weight=torch.cat([inside, near]),
-                     basis=torch.exp(-0.5 * ((distance[:, None] - self.centers) / spacing) ** 2))
+        src, dst = torch.cat([atoms, src]) + n_windows, torch.cat([graph.window, dst + n_windows])
+        kind, first, own = None, slice(None), torch.arange(len(positions), device=src.device)
+        if graph.kind is not None:
+            kind, first = (torch.cat([own, x + len(own)]) for x in (graph.kind, graph.first))
+        basis = torch.exp(-0.5 * ((distance[first, None] - self.centers) / spacing) ** 2)
+        return Edges(src, dst, vector, torch.cat([inside, near]), basis, src[first], dst[first],
+                     kind, element.to(vector))
 
     def _embed(self, edges: Edges, n_windows: int) -> Tensor:
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""
@@ -741,10 +765,9 @@ def joined(graphs: Sequence[WindowGraph]) -> WindowGraph:
     atoms, windows = ([0, *accumulate(sizes)] for sizes in (
         [len(g.species) for g in graphs], [g.n_windows for g in graphs]))
     first = {"window": windows, "src": atoms, "dst": atoms, "atom": atoms}
-    return WindowGraph(n_windows=windows[-1], **{
-        name: torch.cat([getattr(g, name) + (first[name][k] if name in first else 0)
-                         for k, g in enumerate(graphs)])
-        for name in ("positions", "species", "window", "src", "dst", "atom", "vector")})
+    return WindowGraph(n_windows=windows[-1], **{name: torch.cat([getattr(g, name) + (first[name][k]
+        if name in first else 0) for k, g in enumerate(graphs)]) for name in ("positions",
+        "species", "window", "src", "dst", "atom", "vector")})
 
 
 def fitting_atoms(model: X3Mat, graph: WindowGraph, gradient: bool, share: float = 0.6) -> int:

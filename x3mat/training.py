@@ -95,6 +95,8 @@ class Batch:
     ptr: dict[str, np.ndarray]  # of the units among "windows", "positions", "atoms" and "pairs"
     atom: Tensor | None = None  # (P,) and
     vector: Tensor | None = None  # (E, 3) as in WindowGraph, where windows share atoms
+    kind: Tensor | None = None  # (E,) and
+    first: Tensor | None = None  # (K,) likewise, where they do not
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -110,9 +112,12 @@ class Batch:
         positions, pairs, windows = part["positions"], part["pairs"], part["windows"]
         first = part["atoms"].start
         shared = () if self.atom is None else (self.atom[positions] - first, self.vector[pairs])
-        return WindowGraph(self.positions[positions], self.species[part["atoms"]],
-                           self.window[positions] - windows.start, self.src[pairs] - first,
-                           self.dst[pairs] - first, int(windows.stop - windows.start), *shared)
+        graph = WindowGraph(self.positions[positions], self.species[part["atoms"]],
+                            self.window[positions] - windows.start, self.src[pairs] - first,
+                            self.dst[pairs] - first, int(windows.stop - windows.start), *shared)
+        if self.kind is None or len(graph.src) == len(self.src):
+            return replace(graph, kind=self.kind, first=self.first)
+        return graph.with_kinds()
 
 
 @dataclass(frozen=True)
@@ -198,10 +203,9 @@ class Replayed:
     Launching the thousand small kernels of a step takes longer than running them. A CUDA graph
     launches them all at once, but needs fixed shapes: batches are padded to one of a few sizes,
     each a quarter octave larger than the last. Padding has no weight, so results are the same.
-    A graph can be captured only while no other gradient is pending, so that all sizes (numbers of
-    atoms, pairs and positions) have to be named beforehand: that of each of the ``examples`` and
-    one with room for all of them, and more. A batch larger than that takes the ordinary path.
-    ``crystals`` and ``windows`` are the largest numbers in a batch.
+    A graph can be captured only while no other gradient is pending, so that all sizes have to be
+    named beforehand: that of each of the ``examples`` and one with room for all of them, and more;
+    a larger batch takes the ordinary path. No batch has more ``crystals`` and ``windows``.
     """
 
     def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
@@ -228,10 +232,11 @@ class Replayed:
 
     @staticmethod
     def _least(batch: Batch) -> tuple[int, ...]:
-        """Atoms, some of them padding that can share the added pairs, pairs, and, where they are
-        others than the atoms, positions."""
-        shared = () if batch.atom is None else (len(batch.positions),)
-        return 17 * len(batch.species) // 16 + 1, len(batch.src), *shared
+        """Atoms, some of them padding that can share the added pairs, pairs, and positions where
+        they are others than the atoms, else kinds of pairs, with some for the added ones."""
+        atoms, pairs = 17 * len(batch.species) // 16 + 1, len(batch.src)
+        more = len(batch.first) + pairs // 64 + 1 if batch.atom is None else len(batch.positions)
+        return atoms, pairs, more
 
     @staticmethod
     def _size(least: Sequence[int]) -> tuple[int, ...]:
@@ -250,7 +255,8 @@ def pad(batch: Batch, size: tuple[int, ...], windows: int,
     none has an effect. Both are spread evenly, since sums over a node's edges are made in a row.
     Where windows share atoms, the pairs are as long as the cutoff.
     """
-    atoms, pairs, positions = size if batch.atom is not None else (*size, size[0])
+    atoms, pairs, more = size
+    positions = atoms if batch.atom is None else more
 
     def longer(x: Tensor, n: int, value: float) -> Tensor:
         return torch.cat([x, x.new_full((n - len(x), *x.shape[1:]), value)])
@@ -261,8 +267,10 @@ def pad(batch: Batch, size: tuple[int, ...], windows: int,
 
     n_atoms = len(batch.species)
     dst, order = spread(batch.dst, pairs, 0, atoms).sort(stable=True)
-    shared = () if batch.atom is None else (spread(batch.atom, positions, n_atoms, atoms),
-                                            longer(batch.vector, pairs, config.cutoff)[order])
+    shared = ((spread(batch.kind, pairs, len(batch.first), more)[order],
+               order.argsort()[longer(batch.first, more, 0)]) if batch.atom is None else
+              (spread(batch.atom, positions, n_atoms, atoms),
+               longer(batch.vector, pairs, config.cutoff)[order]))
     return (longer(batch.positions, positions, config.radius), longer(batch.species, atoms, 1),
             spread(batch.window, positions, len(batch.share), windows),
             spread(batch.src, pairs, n_atoms, atoms)[order], dst,
@@ -277,6 +285,7 @@ class PaddedMean(torch.nn.Module):
         self.model, self.crystals = model, crystals
 
     def forward(self, positions, species, window, src, dst, crystal, share, *shared) -> Tensor:
+        shared = shared if self.model.config.encoding == "crystal" else (None, None, *shared)
         graph = WindowGraph(positions, species, window, src, dst, len(share), *shared)
         weighted = self.model.network(graph) * share[:, None]
         out = weighted.new_zeros(self.crystals, weighted.shape[1])
@@ -411,8 +420,10 @@ def collate(items: Sequence[Item]) -> Batch:
         if name in joined:  # it counts from the first atom of its unit
             joined[name] = joined[name] + np.repeat(ptr["atoms"][:-1], counts[of])
     as_float = torch.get_default_dtype()
-    return Batch(ptr=ptr, **{k: torch.as_tensor(v, dtype=as_float if v.dtype.kind == "f" else None)
-                             for k, v in joined.items()})
+    batch = Batch(ptr=ptr, **{k: torch.as_tensor(v, dtype=as_float if v.dtype.kind == "f" else None)
+                              for k, v in joined.items()})
+    graph = batch.graph() if shared else batch.graph().with_kinds()
+    return replace(batch, kind=graph.kind, first=graph.first)
 
 
 # ------------------------------------------------------------------------------- learning
@@ -639,10 +650,9 @@ def train(config: TrainConfig, train_set: Crystals, validation_set: Crystals, fo
             start_method=start, broadcast_buffers=False, gradient_as_bucket_view=True)
         trainer = L.Trainer(accelerator=device, devices=devices, max_epochs=config.epochs,
                             num_nodes=hosts, strategy=strategy, use_distributed_sampler=False,
-                            gradient_clip_val=config.clip,
-                            check_val_every_n_epoch=min(check_every, config.epochs),
-                            num_sanity_val_steps=0, callbacks=[kept, *callbacks], logger=False,
-                            enable_progress_bar=progress, enable_model_summary=False)
+                            gradient_clip_val=config.clip, check_val_every_n_epoch=min(check_every,
+                            config.epochs), num_sanity_val_steps=0, callbacks=[kept, *callbacks],
+                            logger=False, enable_progress_bar=progress, enable_model_summary=False)
         last = folder / "last.ckpt"
         device_used = trainer.strategy.root_device
         precision = torch.get_float32_matmul_precision()
@@ -749,12 +759,11 @@ def train_fold(application: Application, fold: int, config: TrainConfig, *,
         return {}
     folder = models or paths.data() / "models" / application.name
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"application": application.name, "property": application.property,
-             "unit": application.unit, "conditions": application.conditions,
-             "columns": list(application.columns), "fold": fold, "seed": config.seed,
-             "train": list(names[0]), "domain": _domain(application, names[0]),
-             "data_hash": hashlib.sha256(labels.to_csv().encode()).hexdigest(),
-             "training": asdict(config)}
+    about = {"application": application.name, "property": application.property, "unit":
+             application.unit, "conditions": application.conditions, "columns":
+             list(application.columns), "fold": fold, "seed": config.seed, "train": list(names[0]),
+             "domain": _domain(application, names[0]), "data_hash":
+             hashlib.sha256(labels.to_csv().encode()).hexdigest(), "training": asdict(config)}
     model = save_checkpoint(folder / f"{tag}.pt", result.model, about)
     rest = [*names[1], *names[2]]
     ensemble = Ensemble(application.name, (model.to(result.model.scale.device),), ({},))

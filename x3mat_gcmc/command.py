@@ -164,6 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--cycles", type=int, default=1000, help="sampled cycles of each chain (default 1000)")
     add("--equilibration", type=int, default=300, help="cycles before sampling (default 300)")
     add("--replicas", type=int, default=4, help="chains of each crystal (default 4)")
+    add("--ladder", type=int, default=1, metavar="N",
+        help="N temperatures of each chain, which exchange states (parallel tempering): for filled"
+        " pores at low temperature some 20 (default 1)")  # fmt: skip
     add("--seed", type=int, default=1, help="of the random numbers (default 1)")
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--checkpoint", type=Path, help="folder; the same command goes on from there after a kill")
@@ -188,8 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = GCMCSettings(
             gases=tuple(shares), fractions=tuple(shares.values()), temperature=args.temperature,
             pressure=args.pressure, force_field=args.force_field, cycles=args.cycles,
-            equilibration=args.equilibration, replicas=args.replicas, seed=args.seed,
-            density=args.density is not None,
+            equilibration=args.equilibration, replicas=args.replicas, ladder=args.ladder,
+            seed=args.seed, density=args.density is not None,
         )  # fmt: skip
         if args.out is not None:
             rows = simulate_into(

@@ -14,7 +14,8 @@ Limits
 ------
 - Filled pores relax slowly, although insertions are biased (see `kernel.move`) and chains are
   annealed: where molecules are bound by 20 k_B T and more (Ar at 87 K in a zeolite), numbers hardly
-  fluctuate, and what a chain holds depends on how long it has packed. ``start="both"`` lets chains
+  fluctuate, and what a chain holds depends on how long it has packed, unless it exchanges states
+  with hotter ones (``ladder``, which takes some twenty times as long). ``start="both"`` lets chains
   come from the empty and from the filled framework; `GCMCResult.warnings` tells where they differ,
   drift, or never accepted a swap. Take many trials there, and mostly swaps.
 - The chains from the filled framework must really be overfilled: then they come from above and the
@@ -53,9 +54,11 @@ from scipy import fft
 from x3mat.errors import DataError, X3MatError
 from x3mat_gcmc.forcefield import framework_parameters, guest
 from x3mat_gcmc.system import (
+    CYCLES_PER_EXCHANGE,
     CYCLES_PER_LAUNCH,
     FILL,
     HEAT,
+    HOTTEST,
     K_B,
     LONGEST,
     MOLECULE_VOLUME,
@@ -230,23 +233,29 @@ class Run:
             cdfs = insertion_cdfs(systems, guests, states, device)
         self.tables = make_tables(systems, guests, states, cdfs, direct=not settings.spacing)
         self.on_device = kernel.to_device(self.tables, device)
-        state = np.repeat(np.arange(len(states)), settings.replicas)
+        self.rungs = rungs = settings.ladder
+        each = settings.replicas * rungs
+        state = np.repeat(np.arange(len(states)), each)
         keys = [
             key_of(s.seed, systems[i].framework.name, s.temperature, s.pressure, s.gases,
                  s.fractions, r)
-            for i, s in states for r in range(settings.replicas)
+            for i, s in states for r in range(each)
         ]  # fmt: skip
+        self.per_launch = CYCLES_PER_LAUNCH if rungs == 1 else CYCLES_PER_EXCHANGE
         species = len(settings.gases)
         cells = [int(np.prod(systems[states[p][0]].voxels)) * species for p in state]
         self.chains = empty_chains(
-            state, keys, species, CYCLES_PER_LAUNCH, 64, settings.trials,
+            state, keys, species, self.per_launch, 64, settings.trials,
             cells if settings.density else (),
             [len(systems[states[p][0]].coefficients) for p in state],
         )
-        odd = np.arange(len(state)) % settings.replicas % 2
+        odd = np.arange(len(state)) // rungs % settings.replicas % 2
         self.full = {"empty": 0 * odd, "full": 0 * odd + 1, "both": odd}[settings.start]
         self.phases = [("equilibration", settings.equilibration), ("sampling", settings.cycles)]
         self.phase, self.done = 0, 0
+        # chain at each rung of each ladder, the coldest first; and exchanges between neighbours
+        self.ladder = np.arange(len(state)).reshape(-1, rungs)
+        self.exchanges = np.zeros((2, len(self.ladder)), int)  # attempted and accepted
         self._anneal()
         self.records: dict[str, list[np.ndarray]] = {
             k: [] for k in ("counts", "energies", "weights")
@@ -264,14 +273,14 @@ class Run:
     def step(self) -> int:
         """Advance all chains by one launch; returns the number of cycles."""
         name, total = self.phases[self.phase]
-        last = min(self.done + CYCLES_PER_LAUNCH, total)
+        last = min(self.done + self.per_launch, total)
         self._advance(last, name == "equilibration")
         cycles, self.done = last - self.done, last
         self._fetch(*self.records)
         chains = self.chains
         if name == "sampling":
             for key, parts in self.records.items():
-                parts.append(getattr(chains, key)[:, :cycles].copy())
+                parts.append(getattr(chains, key)[self.ladder[:, 0], :cycles])
         chains.weights[:] = 0
         changed = {"weights"}
         if name == "equilibration":
@@ -283,6 +292,8 @@ class Run:
             chains.order[:] = np.argsort(-number, kind="stable")
             self._anneal()
             changed |= {"length", "step", "order", "beta", "boost"}
+        if self.rungs > 1:
+            changed |= self._exchange()
         if self.done == total:
             self.phase, self.done = self.phase + 1, 0
             chains.step[:] = 0
@@ -304,12 +315,42 @@ class Run:
     def _anneal(self) -> None:
         """Temperatures and fugacities: during the first half of equilibration from higher ones."""
         left = max(0.0, 1 - 2 * self.done / self.phases[0][1])
-        share = 1 / (1 + (HEAT - 1) * left)  # of beta
+        rung = np.empty(len(self.chains.n))
+        rung[self.ladder] = np.linspace(0, 1, self.rungs) if self.rungs > 1 else 0.0
+        share = 1 / (1 + np.maximum((HEAT - 1) * left, (HOTTEST - 1) * rung))  # of beta
         self.chains.beta[:] = self.tables.beta[self.chains.state] * share
         volume = np.array([self.systems[i].volume for i, _ in self.states])[:, None]
         dilute = np.log(volume / MOLECULE_VOLUME) - self.tables.log_activity
         self.chains.boost[:] = (1 - share) * dilute.mean(1)[self.chains.state]
         self.chains.boost[:] += math.log(FILL) * left * self.full
+
+    def _exchange(self) -> set[str]:
+        """Let neighbours of each ladder exchange their rungs; returns what changed.
+
+        With probability min(1, exp((beta_i - beta_j) (U_i - U_j) - (b_i - b_j) (N_i - N_j))), b
+        what is added to ln(z V) (K. Hukushima and K. Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996),
+        doi:10.1143/JPSJ.65.1604; with numbers: Q. Yan and J. J. de Pablo, J. Chem. Phys. 111, 9509
+        (1999), doi:10.1063/1.480282).
+        """
+        chains, half = self.chains, (self.phase + self.done // self.per_launch) % 2
+        self._fetch("count", "energy", "tally", "size")
+        moved = "beta", "boost", "length", "size", "tally", "density_start"
+        number = chains.count.sum(1)
+        for ladder, counts in zip(self.ladder, self.exchanges.T, strict=True):
+            random = np.random.default_rng([int(chains.key[ladder].min()), self.phase, self.done])
+            for r in range(half, self.rungs - 1, 2):
+                i, j = ladder[r], ladder[r + 1]
+                exponent = (chains.beta[i] - chains.beta[j]) * (chains.energy[i] - chains.energy[j])
+                exponent -= (chains.boost[i] - chains.boost[j]) * (number[i] - number[j])
+                counts[0] += 1
+                if math.log(1 - random.random()) < exponent:
+                    counts[1] += 1
+                    ladder[[r, r + 1]] = j, i
+                    for name in moved:
+                        array = getattr(chains, name)
+                        array[[i, j]] = array[[j, i]]
+        chains.step[:] = self.done * chains.length
+        return {*moved, "step"}
 
     def _fetch(self, *names: str) -> None:
         """Copy arrays of the chains from the device."""
@@ -339,6 +380,7 @@ class Run:
     def _save(self) -> None:
         self._fetch(*self.chains._fields)
         arrays = {f"chains_{k}": v for k, v in self.chains._asdict().items()}
+        arrays |= {"ladder": self.ladder, "exchanges": self.exchanges}
         for key, parts in self.records.items():
             arrays[f"records_{key}"] = np.concatenate(parts, 1) if parts else np.zeros(0)
         handle, temporary = tempfile.mkstemp(dir=self.checkpoint.parent, suffix=".npz")
@@ -351,6 +393,7 @@ class Run:
         try:
             with np.load(self.checkpoint) as file:
                 self.phase, self.done = file["at"].tolist()
+                self.ladder, self.exchanges = file["ladder"], file["exchanges"]
                 self.chains = type(self.chains)(
                     *(file[f"chains_{k}"] for k in self.chains._fields))
                 for key in self.records:
@@ -366,10 +409,10 @@ class Run:
         arrays = {k: np.concatenate(parts, 1) for k, parts in self.records.items()}
         out = []
         for p, (i, settings) in enumerate(self.states):
-            rows = np.flatnonzero(self.chains.state == p)
+            rows = np.flatnonzero(self.chains.state[self.ladder[:, 0]] == p)
             out.append(self._result(
-                self.systems[i], settings, p, rows, {k: v[rows] for k, v in arrays.items()},
-                seconds / len(self.states),
+                self.systems[i], settings, p, self.ladder[rows],
+                {k: v[rows] for k, v in arrays.items()}, seconds / len(self.states),
             ))  # fmt: skip
         return out
 
@@ -399,11 +442,14 @@ class Run:
             n, shape = int(np.prod(system.voxels)), tuple(system.voxels.tolist())
             counts = sum(
                 self.chains.density[start : start + n * len(gases)].astype(float)
-                for start in self.chains.density_start[rows]
+                for start in self.chains.density_start[rows[:, 0]]
             ).reshape(len(gases), *shape)
             per_voxel = system.volume / n * settings.cycles * len(rows)
             density = {g: counts[k] / per_voxel for k, g in enumerate(gases)}
-        tried, accepted = self.chains.tally[rows, 0].sum(0), self.chains.tally[rows, 1]
+        tried, accepted = self.chains.tally[rows[:, 0]].transpose(1, 0, 2)
+        of = self.chains.state[self.ladder[:, 0]] == p
+        attempts, exchanged = self.exchanges[:, of].sum(1).tolist()
+        exchanges = {"exchange": exchanged / attempts} if attempts else {}
         kinds = ("translation", "rotation", "reinsertion", "swap", "identity")
         return GCMCResult(
             name=system.framework.name, settings=settings, loadings=loadings,
@@ -412,10 +458,10 @@ class Run:
             fugacities=tuple((activity / system.volume * 1e30 * K_B * settings.temperature)
                              .tolist()),
             acceptance={
-                name: float(accepted[:, j].sum() / tried[j])
-                for j, name in enumerate(kinds) if tried[j]
-            },
-            swaps=accepted[:, kinds.index("swap")],
+                name: float(accepted[:, j].sum() / tried[:, j].sum())
+                for j, name in enumerate(kinds) if tried[:, j].any()
+            } | exchanges,
+            swaps=self.chains.tally[rows, 1, kinds.index("swap")].sum(1),
             density=density, moves=int(self.chains.moves[rows].sum()), seconds=seconds,
             device=self.device,
         )  # fmt: skip

@@ -45,7 +45,8 @@ INNER = 6.0  # Å; up to this distance of the centres, trials of insertions feel
 CONTACT = 0.8  # of the least sigma: no insertion puts centres nearer than this
 HEAT, FILL = 2.0, 1e5  # factors on temperature and fugacity when annealing starts
 MOLECULE_VOLUME = 45.0  # Å3; of a guest where it is dense; only shapes the insertions
-CYCLES_PER_LAUNCH = 50
+CYCLES_PER_LAUNCH, CYCLES_PER_EXCHANGE = 50, 5
+HOTTEST = 3.0  # factor on temperature at the top of a ladder
 SHORTEST, LONGEST = 20, 400  # moves of a cycle
 MAX_REPLICAS = 2000  # unit cells in the simulated cell
 MAX_NET_CHARGE = 0.1  # e per atom that is taken off all atoms to make a framework neutral
@@ -79,6 +80,10 @@ class GCMCSettings:
         average, at least 20 and at most 400.
     replicas : int
         Independent chains of each framework.
+    ladder : int
+        Temperatures of each of them (parallel tempering): as many chains, the hottest at
+        three times the temperature, exchange their states, and the coldest counts. For filled
+        pores, whose packing hardly changes by itself: some 20, and more for many molecules.
     moves : tuple of 5 float
         Relative frequencies of translation, rotation, reinsertion, swap (insertion or deletion)
         and change of species; those that cannot apply are left out.
@@ -106,6 +111,7 @@ class GCMCSettings:
     equilibration: int = 200
     cycles: int = 1000
     replicas: int = 4
+    ladder: int = 1
     moves: tuple[float, float, float, float, float] = (0.2, 0.15, 0.1, 0.45, 0.1)
     trials: int = 16
     start: Literal["empty", "full", "both"] = "empty"
@@ -124,6 +130,7 @@ class GCMCSettings:
             ("shifted and tail_correction", not (self.shifted and self.tail_correction)),
             ("spacing", self.spacing == 0 or 0.05 <= self.spacing <= 0.6),
             ("cycles", self.equilibration >= 1 and self.cycles >= 10 and self.replicas >= 1),
+            ("ladder", self.ladder >= 1),
             ("trials", 1 <= self.trials <= 1024),
             ("start", self.start in ("both", "empty", "full")),
             ("moves", len(self.moves) == 5 and min(self.moves) >= 0 and self.moves[3] > 0),
@@ -136,7 +143,8 @@ class GCMCSettings:
 def settings_hash(settings: GCMCSettings, *more: str) -> str:
     """16 hexadecimal digits that stand for the settings, the parameters they name, and `more`."""
     guests = [guest(gas) for gas in settings.gases]
-    content = [asdict(settings), *guests, framework_parameters(settings.force_field), *more]
+    chosen = {k: v for k, v in asdict(settings).items() if (k, v) != ("ladder", 1)}
+    content = [chosen, *guests, framework_parameters(settings.force_field), *more]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -607,7 +615,7 @@ def bytes_needed(framework: Framework, settings: Sequence[GCMCSettings], guests:
     waves = volume * last**3 / (12 * np.pi**2) * (first.charges != "none")
     grids = np.prod(lengths / first.spacing) * len(guests.types) if first.spacing else 0.0
     voxels = np.prod(lengths / VOXEL) * gases
-    chains = len(settings) * first.replicas
+    chains = len(settings) * first.replicas * first.ladder
     return float(
         10 * waves * (1 + 4 * chains) + 4 * grids + 8 * voxels * len(settings)
         + 60 * np.prod(replicas) * len(framework.species)
