@@ -172,13 +172,16 @@ def test_what_the_chapter_says_of_ideas():
         "all", *bench_ablation.IDEAS, "CUDA graphs", "TF32", "kernels", "all again"]
     by_name = {row["without"]: row["slower"] for row in rows}
     assert abs(by_name["all"]) < 0.01
-    named = ["kernels", "TF32", "CUDA graphs", "fused norms", "harmonics of D",
-             "fused radial network", "early", "sums as products", "transposed", "padded bias"]
+    named = ["kernels", "TF32", "CUDA graphs", "harmonics of D", "fused norms", "early",
+             "products with elements", "sums as products", "transposed", "padded bias"]
     slower = [by_name[name] for name in named]
     assert slower == sorted(slower, reverse=True)
     assert slower[-1] > 3 * abs(by_name["all"])
-    for row in rows:  # the same network: only the rounding of TF32 differs
+    found = results.read("bench/ablation.json")
+    for row in [*rows, found["kinds"]]:  # the same network: only the rounding of TF32 differs
         assert row["deviation"] < 0.03
+    assert found["kinds"]["slower"] > 0.05
+    assert found["zeolites"]["windows"] == 10 * bench.EACH == 100  # "ten of each of ten"
 
 
 def test_what_the_chapter_says_of_a_database():

@@ -637,6 +637,7 @@ def test_bad_frameworks_do_not_stop_the_others():
     {"gases": ("Xe",)}, {"force_field": "none"}, {"fractions": (0.5,)}, {"temperature": -1},
     {"pressure": math.nan}, {"charges": "some"}, {"cycles": 0}, {"spacing": 2.0},
     {"shifted": True, "tail_correction": True}, {"trials": 0}, {"start": "half"},
+    {"ladder": 0},
 ])  # fmt: skip
 def test_bad_settings_are_refused(change):
     with pytest.raises(DataError):

@@ -383,6 +383,33 @@ def test_envelope_and_two_derivatives_vanish_at_one():
 # --------------------------------------------------------------------- small windows, edges
 
 
+@pytest.mark.parametrize("code", ["SOD", "ABW"])
+def test_pairs_of_a_kind_are_alike_and_change_nothing(code, dtype):
+    """Outputs and gradients are those of pairs that are told apart."""
+    windows, config = sample_windows(databases.iza(code)), replace(SMALL, radius=6.0)
+    arrays = (torch.as_tensor(x) for x in (windows.positions, windows.species, windows.ptr))
+    graph = model.window_graph(next(arrays).to(dtype), *arrays, config.cutoff, config.radius)
+    distance = (graph.positions[graph.dst] - graph.positions[graph.src]).norm(dim=-1)
+    for values, tolerance in ((distance, 1e-12 if dtype == torch.float64 else 4e-5),
+                              (graph.species[graph.src], 0), (graph.species[graph.dst], 0)):
+        assert (values - values[graph.first][graph.kind]).abs().max() <= tolerance
+    counts = graph.kind.bincount()
+    assert 0 < counts.min() <= counts.max() <= model.COPIES
+    assert len(counts) == len(graph.first) < 0.2 * len(graph.src)
+    assert torch.equal(graph.kind[graph.first], torch.arange(len(counts)))
+    net, found = build(config, "perturbed").to(dtype), []
+    for given in (graph, replace(graph, kind=None, first=None)):
+        net.zero_grad()
+        y = net.network(given)
+        (y * torch.linspace(-1, 1, len(y))[:, None]).sum().backward()
+        found.append([y.detach(), torch.cat([p.grad.flatten() for p in net.parameters()])])
+    for alike, apart in zip(*found, strict=True):
+        assert_close(alike, apart, dtype, 1e-3)
+    empty = model.window_graph(torch.zeros(0, 3), torch.zeros(0).long(), torch.zeros(3).long(),
+                               config.cutoff, config.radius)  # fmt: skip
+    assert len(empty.kind) == len(empty.first) == 0
+
+
 def test_edges_are_all_pairs_within_the_cutoff():
     positions, species, ptr = windows_at_random()
     graph = model.window_graph(positions, species, ptr, 3.5, 6.0)

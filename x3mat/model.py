@@ -39,7 +39,7 @@ from x3mat.sampling import neighbours
 MAX_SPECIES = 100
 PLATEAU = 0.8  # of a cutoff; up to there edges have full weight
 UNDIRECTED = 0.5  # Å; below this distance edges lose their direction
-COPIES = 8  # pairs of one kind at most, so that a GPU has many sums of a few to make
+COPIES = 16  # pairs of one kind at most, so that a GPU has many sums of a few to make
 
 
 @dataclass(frozen=True)
