@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   x3mat gcmc *.cif --mixture CO2:0.15,N2:0.85 --charges cif --json
   x3mat gcmc bare.cif --gas CO2 --charges model
   x3mat gcmc iza:LTA --force-field trappe-n2-zeolite --charges forcefield
+  x3mat gcmc my.cif --temperature 77 --ladder 24 --equilibration 5000 --cycles 8000
   x3mat gcmc cifs/*.cif --gas CO2 --out uptakes --shard 0/4
   torchrun --nproc-per-node 8 --no-python x3mat gcmc cifs/*.cif --out uptakes --device cuda
 """

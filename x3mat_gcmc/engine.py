@@ -14,10 +14,11 @@ Limits
 ------
 - Filled pores relax slowly, although insertions are biased (see `kernel.move`) and chains are
   annealed: where molecules are bound by 20 k_B T and more (Ar at 87 K in a zeolite), numbers hardly
-  fluctuate, and what a chain holds depends on how long it has packed, unless it exchanges states
-  with hotter ones (``ladder``, which takes some twenty times as long). ``start="both"`` lets chains
+  fluctuate, and what a chain holds depends on how long it has packed. ``start="both"`` lets chains
   come from the empty and from the filled framework; `GCMCResult.warnings` tells where they differ,
-  drift, or never accepted a swap. Take many trials there, and mostly swaps.
+  drift, or never accepted a swap. Take many trials there, and mostly swaps. Chains that exchange
+  states with hotter ones (``ladder``, some twenty times the work) get out of a packing, but need
+  not find a denser one that hardly ever forms (``gcmc/n2-77k-ladder.json``).
 - The chains from the filled framework must really be overfilled: then they come from above and the
   others from below, and the truth lies between. With a lower `system.FILL`, or in short chains,
   both may come from below and agree better, which proves nothing: MOFs at 77 K take up more in
@@ -123,9 +124,9 @@ class GCMCResult:
     fugacities : tuple of float
         Pa.
     acceptance : dict of str to float
-        Share of accepted moves.
+        Share of accepted moves at the lowest temperature, and of all exchanges on a ladder.
     swaps : (replicas,) int array
-        Accepted insertions and deletions of each chain during sampling.
+        Accepted insertions and deletions of each chain, at all its temperatures, during sampling.
     density : dict of str to (n1, n2, n3) array, or None
         Centres of the molecules of each gas on the unit cell, per Å3; voxel (i, j, k) spans
         [i, i+1)/n1 and so on.
