@@ -223,6 +223,13 @@ def test_what_is_said_of_argon_in_all_zeolites():
     [again] = results.read("gcmc/argon-joz.json")["rows"]
     assert again["name"] == "JOZ"
     assert abs(again["loadings"]["Ar"]["relative_deviation"]) < 0.01
+    ladder = results.read("gcmc/argon-ladder.json")
+    assert [row["name"] for row in ladder["rows"]] == ["FRA", "BEA"]
+    for row in ladder["rows"]:  # "do not bring them together"
+        x = row["loadings"]["Ar"]
+        empty, full = x["chains_mol_per_kg"]
+        assert full - empty > 0.08 * x["mol_per_kg"]
+        assert empty < x["reference_mol_per_kg"] or empty / x["reference_mol_per_kg"] < 1.05
 
 
 def test_what_is_said_of_five_thousand_mofs_in_an_hour():
