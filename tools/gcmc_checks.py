@@ -20,8 +20,8 @@ whether they still drift.
 
 Which files are of which engine: zeolite-n2-all and co2-n2-long were written with insertions of one
 trial and chains that started empty and cold; co2-n2-predicted and zeolite-n2 before moves with
-charges were judged twice; only argon-joz, since what insertions tell is left out where the number
-of molecules contradicts it (`engine.APART`); all others before that.
+charges were judged twice; only argon-joz, argon-ladder and n2-77k-ladder since what insertions tell
+is left out where the number of molecules contradicts it (`engine.APART`); all others before that.
 
 examples:
   python tools/gcmc_checks.py zeolite-n2

@@ -738,7 +738,7 @@ def geometry(model, graph) -> tuple:
 
 def pack(edges, share: Tensor, species: Tensor, wigner: Tensor) -> Packed:
     """Edges with the offsets that sums without atomics need."""
-    n_nodes, ends = len(edges.element), torch.stack([edges.sender, edges.receiver], dim=1)
+    n_nodes, ends = len(edges.element), torch.stack([edges.src, edges.dst], dim=1)[edges.first]
     each = torch.arange(max(n_nodes, len(ends), ELEMENTS) + 1, device=edges.src.device)
     elements = (species[ends, None] == each[:ELEMENTS]).flatten(1).to(share)
     kinds, (sorted_src, by_src) = (None,) * 3, edges.src.sort(stable=True)

@@ -211,8 +211,7 @@ class WindowGraph:
     def with_kinds(self) -> WindowGraph:
         """The graph with kinds: pairs of one distance, but for rounding, between like elements.
 
-        A pair of atoms stands in some hundred windows, and has equivalents by symmetry. What
-        depends on distance and elements alone is computed once for each kind.
+        Pairs recur in some hundred windows, and by symmetry; radial weights are made once for each.
         """
         distance = (self.positions[self.dst] - self.positions[self.src]).norm(dim=-1)
         key = (distance / (128 * torch.finfo(distance.dtype).eps)).round().long()
@@ -271,15 +270,14 @@ class Edges:
     vector: Tensor  # (E, 3) from src to dst, Å
     weight: Tensor  # (E,) smooth, in [0, 1]
     basis: Tensor  # (K, radial functions) of each kind of edges, whose distances and elements agree
-    sender: Tensor  # (K,) node that sends and
-    receiver: Tensor  # (K,) node that receives in one of them
+    first: Tensor | slice  # (K,) an edge of each kind
     kind: Tensor | None  # (E,) of each edge; None: each is of its own
     element: Tensor  # (N, elements) of the nodes, one-hot
 
     def probes(self, n: int) -> Edges:
         """The first n edges, to probes; each is of its own kind."""
-        return Edges(*(x[:n] for x in (self.src, self.dst, self.vector, self.weight, self.basis,
-                                       self.sender, self.receiver)), None, self.element)
+        parts = (x[:n] for x in (self.src, self.dst, self.vector, self.weight, self.basis))
+        return Edges(*parts, slice(None), None, self.element)
 
 
 class SphericalLinear(nn.Module):
@@ -390,8 +388,9 @@ class RadialNetwork(nn.Module):
     def hidden(self, edges: Edges) -> Tensor:
         """What the last linear map reads, (K, hidden)."""
         x = self.distance(edges.basis)
-        x = x + (edges.element @ self.sender).index_select(0, edges.sender)
-        return self.rest[:-1](x + (edges.element @ self.receiver).index_select(0, edges.receiver))
+        sender, receiver = edges.src[edges.first], edges.dst[edges.first]
+        x = x + (edges.element @ self.sender).index_select(0, sender)
+        return self.rest[:-1](x + (edges.element @ self.receiver).index_select(0, receiver))
 
 
 class Attention(nn.Module):
@@ -650,8 +649,8 @@ class X3Mat(nn.Module):
         if graph.kind is not None:
             kind, first = (torch.cat([own, x + len(own)]) for x in (graph.kind, graph.first))
         basis = torch.exp(-0.5 * ((distance[first, None] - self.centers) / spacing) ** 2)
-        return Edges(src, dst, vector, torch.cat([inside, near]), basis, src[first], dst[first],
-                     kind, element.to(vector))
+        weight = torch.cat([inside, near])
+        return Edges(src, dst, vector, weight, basis, first, kind, element.to(vector))
 
     def _embed(self, edges: Edges, n_windows: int) -> Tensor:
         """Element embedding plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree: (N, S, C)."""

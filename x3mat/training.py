@@ -759,11 +759,12 @@ def train_fold(application: Application, fold: int, config: TrainConfig, *,
         return {}
     folder = models or paths.data() / "models" / application.name
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"application": application.name, "property": application.property, "unit":
-             application.unit, "conditions": application.conditions, "columns":
-             list(application.columns), "fold": fold, "seed": config.seed, "train": list(names[0]),
-             "domain": _domain(application, names[0]), "data_hash":
-             hashlib.sha256(labels.to_csv().encode()).hexdigest(), "training": asdict(config)}
+    about = {"application": application.name, "property": application.property,
+             "unit": application.unit, "conditions": application.conditions,
+             "columns": list(application.columns), "fold": fold, "seed": config.seed,
+             "train": list(names[0]), "domain": _domain(application, names[0]),
+             "data_hash": hashlib.sha256(labels.to_csv().encode()).hexdigest(),
+             "training": asdict(config)}
     model = save_checkpoint(folder / f"{tag}.pt", result.model, about)
     rest = [*names[1], *names[2]]
     ensemble = Ensemble(application.name, (model.to(result.model.scale.device),), ({},))

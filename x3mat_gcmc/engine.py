@@ -334,15 +334,14 @@ class Run:
         (1999), doi:10.1063/1.480282).
         """
         chains, half = self.chains, (self.phase + self.done // self.per_launch) % 2
-        self._fetch("count", "energy", "tally", "size")
+        self._fetch("n", "energy", "tally", "size")
         moved = "beta", "boost", "length", "size", "tally", "density_start"
-        number = chains.count.sum(1)
         for ladder, counts in zip(self.ladder, self.exchanges.T, strict=True):
             random = np.random.default_rng([int(chains.key[ladder].min()), self.phase, self.done])
             for r in range(half, self.rungs - 1, 2):
                 i, j = ladder[r], ladder[r + 1]
                 exponent = (chains.beta[i] - chains.beta[j]) * (chains.energy[i] - chains.energy[j])
-                exponent -= (chains.boost[i] - chains.boost[j]) * (number[i] - number[j])
+                exponent -= (chains.boost[i] - chains.boost[j]) * (chains.n[i] - chains.n[j])
                 counts[0] += 1
                 if math.log(1 - random.random()) < exponent:
                     counts[1] += 1
