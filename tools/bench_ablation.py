@@ -53,49 +53,53 @@ IDEAS = {  # what each is, and what stands in the source, and what would stand t
     "transposed": ("transposed copies of weights for the gradient of a product's input", [
         ("w.T.contiguous().T", "w"),
     ]),
-    "sums as products": ("sums over edges as products with ones", [
+    "sums as products": ("sums over edges and nodes as products with ones", [
         ("edges.one @ b[0]", "b[0].sum(0)"),
-        ("edges.one[: len(radial)] @ grad_radial", "grad_radial.sum(0)"),
-        ("edges.one[: len(out)] @ out", "out.sum(0)"),
+        ("one @ grad_z, grad.T @ hidden, one @ grad",
+         "grad_z.sum(0), grad.T @ hidden, grad.sum(0)"),
+        ("one @ grad_gates, grad_expand, grad_contract, one @ grad[0]",
+         "grad_gates.sum(0), grad_expand, grad_contract, grad[0].sum(0)"),
+        ("one @ grad_h[0, :, s.channels :]", "grad_h[0, :, s.channels :].sum(0)"),
+        ("one[: s.receivers] @ grad[0]", "grad[0].sum(0)"),
+        ("(x.new_ones(len(parts)) @ parts.flatten(1))", "parts.flatten(1).sum(0)"),
+        ("(edges.one[: len(parts)] @ parts.flatten(1))", "parts.flatten(1).sum(0)"),
     ]),
-    "padded bias": ("biases of scalars padded with zeros, not added to a part of the features", [
-        ("""\
-    bias = nn.functional.pad(module.bias[None, None], (0, 0, 0, 0, 0, len(rows) - 1))
-    return (residual + bias).baddbmm_(x, module.weight.index_select(0, rows))
-""", """    out = residual.baddbmm(x, module.weight.index_select(0, rows))
-    out[0] += module.bias
-    return out
-"""),
+    "second stream": ("gradients of weights on a second stream, for which nothing waits", [
+        ("return torch.cuda.Stream(device) if device.type == \"cuda\" else None", "return None"),
     ]),
     "fused norms": ("an equivariant layer norm, and the sum of gradients at it, as one kernel", [
         ("return Norm.apply(x, module.scalars.weight, module.scalars.bias, gamma, module.eps)",
          "return x, module(x.transpose(0, 1)).transpose(0, 1).contiguous()"),
     ]),
+    "fused gates": ("a feed-forward layer with its gates as one kernel, without autograd", [
+        ("""\
+    expand = f.expand.weight if a.l_out else y.new_empty(0, *f.contract.weight.shape[:0:-1])
+    return FeedForward.apply(x, y, degrees[: len(x)], f.gates.weight, f.gates.bias, expand,
+                             f.contract.weight, f.contract.bias)
+""", """    return (x + f(y.transpose(0, 1)).transpose(0, 1)).contiguous()
+"""),
+    ]),
     "products with elements": ("a radial network's sum over elements and basis as one product", [
         ("""\
-    first, second = radial.distance, radial.rest[1]
-    told = (nn.functional.pad(x, (0, 0, 0, ELEMENTS - len(x)))
-            for x in (radial.sender + first.bias, radial.receiver))
-    x = nn.functional.silu(packed.inputs @ torch.cat([first.weight.T, *told]))
-    return nn.functional.silu(torch.addmm(second.bias, x, second.weight.T))
-""", """    return radial.hidden(edges)
+    inputs.scatter_(1, ends + one, 1.0)
+""", """    inputs.ends = ends + one
 """),
-        ("def hidden(radial, packed: Packed) -> Tensor:",
-         "def hidden(radial, packed: Packed, edges=None) -> Tensor:"),
-        ("Embed.apply(hidden(radial, packed),", "Embed.apply(hidden(radial, packed, edges),"),
-        ("hidden(a.radial, packed)", "hidden(a.radial, packed, edges)"),
-        ("x = block(model, layer, x, len(edges.element), packed)",
-         "x = block(model, layer, x, len(edges.element), packed, edges)"),
-        ("x = block(model, model.blocks[-1], x, n_windows, probes)",
-         "x = block(model, model.blocks[-1], x, n_windows, probes,"
-         " edges.probes(len(probes.src)))"),
-        ("def block(model, layer, x: Tensor, receivers: int, packed: Packed) -> Tensor:",
-         "def block(model, layer, x: Tensor, receivers: int, packed: Packed, edges) -> Tensor:"),
+        ("""\
+    x = packed.inputs @ first
+""", """    x = packed.inputs @ first
+    for ends in packed.inputs.ends.T:
+        x = x + first.index_select(0, ends)
+"""),
+        ("""\
+    return packed.inputs.T @ grad_x, grad_z""", """    of_first = packed.inputs.T @ grad_x
+    for ends in packed.inputs.ends.T:
+        of_first.index_add_(0, ends, grad_x)
+    return of_first, grad_z"""),
     ]),
     "harmonics of D": ("the embedding in one kernel, with harmonics from the Wigner matrices", [
         ("""\
-    x = Embed.apply(hidden(radial, packed), last.weight * scale[:, None], last.bias * scale,
-                    edges.element @ model.embedding, packed, (c.l_max, c.m_max))
+    x = Embed.apply(edges.element @ model.embedding, packed, (c.l_max, c.m_max), *radial,
+                    weight * scale[:, None], bias * scale)
 """, """    x = model._embed(edges, n_windows).transpose(0, 1).contiguous()
 """),
     ]),

@@ -20,8 +20,7 @@ from x3mat.errors import DataError
 class Fold:
     """One split: four fifths for training; the rest in two halves.
 
-    Each half is the test set of a model whose choices were made on the other half.
-    """
+    Each half is the test set of a model whose choices were made on the other half."""
 
     train: tuple[str, ...]
     halves: tuple[tuple[str, ...], tuple[str, ...]]
@@ -43,8 +42,7 @@ class Application:
     ``drawn`` says that there are thousands of crystals: windows are cut when they are needed, and
     there is one split, whose first half of the rest is for validation and whose second half is the
     test set; further entries of ``folds.json`` are other splits of the same crystals. A model
-    remembers the range of the descriptors ``ranges`` in its training set, to warn outside of it.
-    """
+    remembers the range of the descriptors ``ranges`` in its training set, to warn outside of it."""
 
     name: str  # also the folder of its data, results and models
     property: str

@@ -3,8 +3,7 @@
 Every crystal that enters the package passes through :func:`crystal_from_arrays`, which checks that
 it is an ordered, physically sensible crystal, finds its space group with spglib and moves atoms
 and cell onto that symmetry, so that the operations map the crystal onto itself to machine
-precision.
-"""
+precision."""
 
 from __future__ import annotations
 
@@ -166,8 +165,7 @@ def crystal_from_arrays(lattice: np.ndarray, species: np.ndarray, frac_coords: n
 
     Raises a CrystalError for no atoms; shapes that do not fit; numbers that are not finite; lengths
     outside 1-500 Å, angles outside 10-170° or impossible together; less than 1 or more than 10,000
-    Å3 per atom; elements outside 1-100; two atoms, or an atom and its image, closer than 0.5 Å.
-    """
+    Å3 per atom; elements outside 1-100; two atoms, or an atom and its image, closer than 0.5 Å."""
     source = source or name or "crystal"
     lattice = np.array(lattice, dtype=np.float64)
     frac_coords = np.array(frac_coords, dtype=np.float64).reshape(-1, 3)
@@ -233,8 +231,7 @@ def periodic_images(lattice: np.ndarray, frac_coords: np.ndarray,
     """Atoms of the cell, (N, 3) in [0, 1), and their images within `reach` (Å) of its faces.
 
     Returns which atom each image belongs to, (M,) int64, and the positions, (M, 3) float64, in Å;
-    the first N are the atoms themselves.
-    """
+    the first N are the atoms themselves."""
     pad = reach * np.linalg.norm(np.linalg.inv(lattice), axis=0)
     atoms, images = images_in_box(frac_coords, -pad, 1 + pad)
     order = np.argsort((np.floor(images) != 0).any(axis=1), kind="stable")
@@ -245,8 +242,7 @@ def images_in_box(frac_coords: np.ndarray, low: np.ndarray,
                   high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Periodic images of atoms, (N, 3) in [0, 1), between two corners, (3,), all fractional.
 
-    Returns which atom each image belongs to, (M,) int64, and its coordinates, (M, 3).
-    """
+    Returns which atom each image belongs to, (M,) int64, and its coordinates, (M, 3)."""
     cells = (range(math.floor(a), math.floor(b) + 1) for a, b in zip(low, high, strict=True))
     images = (np.array(list(product(*cells)))[:, None] + frac_coords).reshape(-1, 3)
     near = np.flatnonzero(((images >= low) & (images <= high)).all(axis=1))
@@ -348,8 +344,7 @@ def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.nda
 
     Symmetry is expanded. Only occupancies, elements and the formula are checked (a warning, if the
     atoms are not those of ``_chemical_formula_sum``); :func:`crystal_from_arrays` does the rest.
-    Raises a CrystalError, whose message calls the file `source`.
-    """
+    Raises a CrystalError, whose message calls the file `source`."""
     with _refusing("CIF", source):
         try:
             document = gemmi.cif.read_string(text)

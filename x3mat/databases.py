@@ -4,8 +4,7 @@ The first two come from packages of the Python Package Index: zeose (MIT) with t
 IZA Structure Commission (C. Baerlocher, L. B. McCusker, Database of Zeolite Structures), and
 core-mof (data CC BY 4.0) with CoRE MOF 2019 (Y. G. Chung et al., J. Chem. Eng. Data 2019, 64,
 5985, doi:10.1021/acs.jced.9b00835). QMOF (CC BY 4.0; A. S. Rosen et al., Matter 2021, 4, 1578,
-doi:10.1016/j.matt.2021.02.015) is read from ``qmof.npz`` in the folder that X3MAT_DATA names.
-"""
+doi:10.1016/j.matt.2021.02.015) is read from ``qmof.npz`` in the folder that X3MAT_DATA names."""
 
 from __future__ import annotations
 
@@ -106,8 +105,7 @@ def core_mof_names(subset: Subset = "ASR") -> tuple[str, ...]:
     """Names of the CoRE MOF 2019 crystals, in alphabetical order.
 
     From those of the subset "ASR" all solvent is removed (12,020), of "FSR" free solvent (7,061).
-    Raises a DataError if the subset is unknown or the package core-mof is not installed.
-    """
+    Raises a DataError if the subset is unknown or the package core-mof is not installed."""
     return tuple(sorted(core_mof_table(subset)))
 
 
@@ -116,8 +114,7 @@ def core_mof_table(subset: Subset = "ASR") -> dict[str, dict[str, str]]:
     """The table of pore geometry and provenance that core-mof holds, by name.
 
     Columns (all text): LCD and PLD in Å, cm3_g (which is the density in g/cm3, despite its name),
-    AV_VF (accessible void fraction), DISORDER, ... as the package gives them.
-    """
+    AV_VF (accessible void fraction), DISORDER, ... as the package gives them."""
     path = _core_mof_folder(subset) / f"2019-{subset}.csv"
     with path.open(newline="", encoding="utf-8") as file:
         return {row["filename"]: row for row in csv.DictReader(file)}
@@ -130,8 +127,7 @@ def core_mof(name: str, subset: Subset = "ASR", symprec: float = SYMPREC) -> Cry
     the user's cache folder; later calls read that file.
 
     Raises a DataError if the name or subset is unknown or the package core-mof is not installed, a
-    CrystalError if the crystal is refused; several hundred have overlapping atoms.
-    """
+    CrystalError if the crystal is refused; several hundred have overlapping atoms."""
     known = core_mof_table(subset)
     if name not in known:
         raise _unknown(name, name, known, f"CoRE MOF 2019 {subset} name")
@@ -144,8 +140,7 @@ def core_mof(name: str, subset: Subset = "ASR", symprec: float = SYMPREC) -> Cry
 def qmof(name: str, symprec: float = SYMPREC) -> Crystal:
     """A relaxed crystal of QMOF, for example ``qmof-a2d95c3`` (MOF-5); ``symprec`` as above.
 
-    Raises a DataError if the name is unknown or the file is missing.
-    """
+    Raises a DataError if the name is unknown or the file is missing."""
     table = _qmof_arrays()
     if name not in table["index"]:
         raise _unknown(name, name, table["index"], "QMOF name")
@@ -174,8 +169,7 @@ def expand(source: str) -> list[str]:
 def crystal(source: str) -> Crystal:
     """A crystal of a file, or of a database, for example "iza:LTA" or "core-mof:ASR:ABAVIJ_clean".
 
-    Raises a CrystalError if there is none or it is refused.
-    """
+    Raises a CrystalError if there is none or it is refused."""
     for database, (_, read) in DATABASES.items():
         if source.lower().startswith(f"{database.lower()}:"):
             try:

@@ -3,8 +3,7 @@
 Atoms are hard spheres with the van der Waals radii of the Cambridge Crystallographic Data Centre,
 the defaults of Zeo++ (T. F. Willems et al., Microporous Mesoporous Mater. 2012, 149, 134,
 doi:10.1016/j.micromeso.2011.08.020). So the values are those of CoRE MOF 2019 (its columns LCD and
-AV_VF); the IZA database instead gives 1.35 Å to every atom of a zeolite, and larger cavities.
-"""
+AV_VF); the IZA database instead gives 1.35 Å to every atom of a zeolite, and larger cavities."""
 
 from __future__ import annotations
 

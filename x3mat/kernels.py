@@ -10,19 +10,21 @@ Here an attention layer is four fused steps between the matrix products, which c
     weigh    logits → w_ij = u_ij e^{z_ij}
     attend   Σ_j w_ij D_ijᵀ v_ij / (1 + Σ_j w_ij), one program for each receiving node
 
-No sum needs an atomic addition: permutations sort the edges, which stand by receiver, by sender
-and kind. For its backward pass a layer keeps some five numbers of each row and channel of an edge.
+No sum over edges needs an atomic addition: permutations sort the edges, which stand by receiver, by
+sender and kind. For its backward pass a layer keeps some five numbers of each row and channel of an
+edge. In that pass gradients of weights, for which nothing waits, run on a second stream: their
+matrix products fill the GPU where the kernels leave it idle.
 
 Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
 shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the
 SO(2) convolutions are plain matrix products. Of the Wigner matrices only what is not zero by
-symmetry is kept: 115 of 475 numbers for L = 4, M = 2.
-"""
+symmetry is kept: 115 of 475 numbers for L = 4, M = 2."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -30,16 +32,16 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.language import constexpr
 
-from x3mat.model import edge_frames
+from x3mat.model import MAX_SPECIES, edge_frames
 
 EDGES = 8  # of a program that works edge by edge
-ELEMENTS = 104  # rows of a table of elements, a multiple of 8 as matrix products want it
 
 
 def usable(model, x: Tensor) -> bool:
     """Whether the kernels can stand in for the plain layers: float32 on a GPU, no gradient with
-    respect to positions, channels, heads and radial network as wide as a power of two."""
-    widths = model.config.channels, model.config.heads, model.config.radial_hidden
+    respect to positions, channels, heads and hidden layers as wide as a power of two."""
+    c = model.config
+    widths = c.channels, c.feed_forward, c.heads, c.radial_hidden
     powers = all(n & (n - 1) == 0 for n in widths)
     return x.dtype == torch.float32 and not x.requires_grad and widths[0] >= 16 and powers
 
@@ -53,7 +55,7 @@ class Packed:
     weight: Tensor  # (E,)
     share: Tensor  # (E,) weight over the mean degree
     one: Tensor  # (E,) 1, whose product with a matrix sums its rows
-    inputs: Tensor  # (K, ...) of the radial networks: basis, elements of both ends as one-hot
+    inputs: Tensor  # (K, ...) of radial networks: basis, elements of both ends as one-hot, 1
     wigner: Tensor  # (E, P) not-zero elements of the Wigner matrices, row by row
     start: Tensor  # (N + 1,) first edge of each receiver
     by_src: Tensor  # (E,) permutation that sorts the edges by sender
@@ -75,8 +77,6 @@ class Packed:
 # Compiled once, not again for numbers of edges or nodes that are multiples of 16.
 any_size = triton.jit(do_not_specialize=["n_edges", "n_nodes"])
 
-
-# ------------------------------------------------------------------------- addresses
 
 @triton.constexpr_function
 def orders(l_, m_max):
@@ -118,15 +118,12 @@ def harmonic_scale(l_, m):
     return math.sqrt((2 * l_ + 1) * (2 if m else 1) * ratio)
 
 
-@triton.constexpr_function
-def double_factorial(m):
-    """(2m − 1)!!"""
-    return float(math.prod(range(1, 2 * m, 2)))
-
-
 @triton.jit
-def edge_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr):
-    """Address of row (l, m) of edge e in the blocks."""
+def edge_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr,
+             NODES: constexpr = False):
+    """Address of row (l, m) of edge e in the blocks, or of a node."""
+    if NODES:
+        return ((l_ * l_ + l_ + m) * n_edges + e) * C
     k: constexpr = m if m >= 0 else -m  # row_at(k, m, L): rows before the block of order m
     return (row_at(k, m, L) * n_edges + e * (L + 1 - k) + l_ - k) * C
 
@@ -135,7 +132,10 @@ def edge_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr
 def mixed_row(e, n_edges, l_: constexpr, m: constexpr, L: constexpr, C: constexpr,
               width: constexpr):
     """The same in the output of the first convolution, whose m = 0 block has the degrees
-    l ≥ 1, the scalars, the gates and the logits: ``width`` numbers in all."""
+    l ≥ 1, the scalars, the gates and the logits: ``width`` numbers in all. Width 0: of nodes, with
+    the degrees l ≥ 1 alone."""
+    if width == 0:
+        return edge_row(e - n_edges, n_edges, l_, m, L, C, True)
     if m == 0:
         return e * width + (l_ - 1) * C
     more: constexpr = width - (L + 1) * C  # e has 64 bits, n_edges alone may have 32
@@ -161,14 +161,6 @@ def one_node(start, C: constexpr):
 def kind_of(kind, e, live):
     """Row of what the radial network gives for edges e."""
     return e if kind is None else tl.load(kind + e, mask=live, other=0)
-
-
-@triton.jit
-def repeated(x, n: constexpr):
-    rows = ()
-    for _ in tl.static_range(n):
-        rows = rows + (x,)
-    return rows
 
 
 @triton.jit
@@ -213,9 +205,7 @@ def turned_back(acc, wigner, rows, factor, L: constexpr, M: constexpr, stored: c
     """acc plus factor Dᵀ x of the rows x of one edge, whose packed D begins at ``wigner``."""
     out = ()
     for l_ in tl.static_range(L + 1):
-        part = ()
-        for s in tl.static_range(l_ * l_, (l_ + 1) * (l_ + 1)):
-            part = part + (acc[s],)
+        part = acc[l_ * l_ : (l_ + 1) * (l_ + 1)]
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             at = wigner + wigner_at(l_, m, stored)
             g = factor * rows[degree_at(l_, m, M)]
@@ -249,10 +239,9 @@ def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constex
     factor = tl.load(directed + e, mask=live, other=0.0)
     square = x * x + y * y + z * z
     cosine = tl.full([EDGES, LANES], 1.0, tl.float32)
-    sine = tl.zeros([EDGES, LANES], tl.float32)
+    first, sine = cosine, tl.zeros([EDGES, LANES], tl.float32)
     for m in tl.static_range(L + 1):
-        before = tl.zeros([EDGES, LANES], tl.float32)
-        legendre = tl.full([EDGES, LANES], double_factorial(m), tl.float32)
+        before, legendre = tl.zeros([EDGES, LANES], tl.float32), first
         for l_ in tl.static_range(m, L + 1):
             for order in tl.static_range(-m, m + 1, 2 * m if m else 1):
                 value = harmonic_scale(l_, m) * legendre * (sine if order < 0 else cosine)
@@ -266,6 +255,7 @@ def wigner_kernel(frames, directed, points, inverse, wigner, n_edges, L: constex
             after = ((2 * l_ + 1) * y * legendre - (l_ + m) * square * before) / (l_ + 1 - m)
             before, legendre = legendre, after
         cosine, sine = z * cosine - x * sine, x * cosine + z * sine
+        first *= 2 * m + 1
 
 
 @any_size
@@ -317,7 +307,7 @@ def turn_back_kernel(order, start, wigner, x, kind, weight, out, inverse, n_edge
     1 + Σ w, whose ``inverse`` is kept, if asked for. ``kind``: rows of x; ``width``: from row to
     row of the output."""
     n, c, k, stop = one_node(start, C)
-    acc = repeated(tl.zeros([C], tl.float32), (L + 1) * (L + 1))
+    acc = (tl.zeros([C], tl.float32),) * ((L + 1) * (L + 1))
     total = tl.full([C], 1.0, tl.float32)
     e = tl.load(order + k, mask=k < stop, other=0) if SENDER else k
     rows = rows_of(x, kind_of(kind, e, k < stop), k < stop, n_edges, L, M, C)
@@ -338,42 +328,43 @@ def turn_back_kernel(order, start, wigner, x, kind, weight, out, inverse, n_edge
 
 
 @any_size
-def gate_kernel(mixed, out, n_edges, width: constexpr, L: constexpr, M: constexpr, C: constexpr,
-                EDGES: constexpr):
+def gate_kernel(gates, mixed, out, n_edges, stride: constexpr, width: constexpr, L: constexpr,
+                M: constexpr, C: constexpr, EDGES: constexpr):
+    """``gates``: scalars and gates, of edges in ``mixed``; ``stride``: from one to the next."""
     e, _, c, mask = some_edges(n_edges, C, EDGES)
     e = e[:, None]
-    scalar = tl.load(mixed + e * width + L * C + c, mask=mask, other=0.0)
-    tl.store(out + edge_row(e, n_edges, 0, 0, L, C) + c, scalar * tl.sigmoid(scalar), mask=mask)
+    scalar = tl.load(gates + e * stride + c, mask=mask, other=0.0)
+    to = out + edge_row(e, n_edges, 0, 0, L, C, width == 0) + c
+    tl.store(to, scalar * tl.sigmoid(scalar), mask=mask)
     for l_ in tl.static_range(1, L + 1):
-        gate = tl.load(mixed + e * width + (L + l_) * C + c, mask=mask, other=0.0)
-        gate = tl.sigmoid(gate)
+        gate = tl.sigmoid(tl.load(gates + e * stride + l_ * C + c, mask=mask, other=0.0))
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             x = mixed + mixed_row(e, n_edges, l_, m, L, C, width) + c
-            to = out + edge_row(e, n_edges, l_, m, L, C) + c
+            to = out + edge_row(e, n_edges, l_, m, L, C, width == 0) + c
             tl.store(to, tl.load(x, mask=mask, other=0.0) * gate, mask=mask)
 
 
 @any_size
-def gate_back_kernel(mixed, grad, grad_mixed, n_edges, width: constexpr, L: constexpr, M: constexpr,
-                     C: constexpr, EDGES: constexpr):
+def gate_back_kernel(gates, mixed, grad, grad_gates, grad_mixed, n_edges, stride: constexpr,
+                     width: constexpr, L: constexpr, M: constexpr, C: constexpr, EDGES: constexpr):
     e, _, c, mask = some_edges(n_edges, C, EDGES)
     e = e[:, None]
-    at = e * width + L * C + c
-    scalar = tl.load(mixed + at, mask=mask, other=0.0)
+    scalar = tl.load(gates + e * stride + c, mask=mask, other=0.0)
     s = tl.sigmoid(scalar)
-    g = tl.load(grad + edge_row(e, n_edges, 0, 0, L, C) + c, mask=mask, other=0.0)
-    tl.store(grad_mixed + at, g * s * (1 + scalar * (1 - s)), mask=mask)
+    g = tl.load(grad + edge_row(e, n_edges, 0, 0, L, C, width == 0) + c, mask=mask, other=0.0)
+    tl.store(grad_gates + e * stride + c, g * s * (1 + scalar * (1 - s)), mask=mask)
     for l_ in tl.static_range(1, L + 1):
-        at = e * width + (L + l_) * C + c
-        gate = tl.sigmoid(tl.load(mixed + at, mask=mask, other=0.0))
+        at = e * stride + l_ * C + c
+        gate = tl.sigmoid(tl.load(gates + at, mask=mask, other=0.0))
         total = tl.zeros([EDGES, C], tl.float32)
         for m in tl.static_range(-orders(l_, M), orders(l_, M) + 1):
             row = mixed_row(e, n_edges, l_, m, L, C, width) + c
             x = tl.load(mixed + row, mask=mask, other=0.0)
-            g = tl.load(grad + edge_row(e, n_edges, l_, m, L, C) + c, mask=mask, other=0.0)
+            from_ = grad + edge_row(e, n_edges, l_, m, L, C, width == 0) + c
+            g = tl.load(from_, mask=mask, other=0.0)
             total += g * x
             tl.store(grad_mixed + row, g * gate, mask=mask)
-        tl.store(grad_mixed + at, total * gate * (1 - gate), mask=mask)
+        tl.store(grad_gates + at, total * gate * (1 - gate), mask=mask)
 
 
 @triton.jit
@@ -528,11 +519,46 @@ def norm_back_kernel(x, weight, gamma, beside, grad, grad_x, parts, n_nodes, eps
             tl.store(grad_x + at, g, mask=mask)
 
 
-# ------------------------------------------------------------------------ autograd functions
-
-
 def _programs(n: int, each: int = EDGES) -> tuple[int]:
     return (max(1, -(-n // each)),)
+
+
+@cache
+def side(device: torch.device) -> torch.cuda.Stream | None:
+    """A GPU's stream for what nothing waits for before the end of a backward pass."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def beside(like: Tensor) -> torch.cuda.StreamContext:
+    """What is computed inside runs on a GPU beside what follows, until :func:`together`; what it
+    reads has to be kept until then."""
+    if stream := side(like.device):
+        stream.wait_stream(torch.cuda.current_stream())
+    return torch.cuda.stream(stream)
+
+
+def together(like: Tensor) -> None:
+    if stream := side(like.device):
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+def by_degree(x: Tensor, weight: Tensor, degrees: Tensor, residual: Tensor | None = None,
+              bias: Tensor | None = None) -> Tensor:
+    """:class:`x3mat.model.SphericalLinear` of (S, N, in), row by row, plus ``residual``."""
+    weight = weight.index_select(0, degrees)
+    if residual is None:
+        return torch.bmm(x, weight)
+    out = torch.baddbmm(residual, x, weight)
+    out[0] += bias
+    return out
+
+
+def by_degree_back(x: Tensor, grad: Tensor, weight: Tensor, degrees: Tensor,
+                   out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gradients of x and, :func:`beside`, of the weight."""
+    with beside(x):
+        grad_weight = torch.zeros_like(weight).index_add_(0, degrees, torch.bmm(x.mT, grad))
+    return torch.bmm(grad, weight.index_select(0, degrees).mT, out=out), grad_weight
 
 
 class Norm(torch.autograd.Function):
@@ -553,38 +579,87 @@ class Norm(torch.autograd.Function):
         parts = x.new_empty(*_programs(n, 4), len(gamma) + 2, c)
         norm_back_kernel[_programs(n, 4)](x, weight, gamma, beside.contiguous(), grad.contiguous(),
                                           grad_x, parts, n, ctx.eps, len(gamma), c, 4)
-        parts = parts.sum(0)
+        parts = (x.new_ones(len(parts)) @ parts.flatten(1)).unflatten(0, (-1, c))
         return grad_x, parts[0], parts[1], parts[2:], None
+
+
+class FeedForward(torch.autograd.Function):
+    """x plus :class:`x3mat.model.FeedForward` of y, both (S, N, C). ``expand``: of the degrees from
+    1 on."""
+
+    @staticmethod
+    def forward(ctx, x, y, degrees, w_gates, b_gates, expand, contract, bias):
+        gates, n = torch.addmm(b_gates, y[0], w_gates.T), y.shape[1]
+        inner = by_degree(y[1:], expand, degrees[1:] - 1)
+        ctx.sizes = n, len(w_gates), 0, len(expand), len(expand), contract.shape[1]
+        gated = y.new_empty(*y.shape[:2], contract.shape[1])
+        gate_kernel[_programs(n)](gates, inner, gated, *ctx.sizes, EDGES)
+        ctx.save_for_backward(y, degrees, w_gates, expand, contract, gates, inner, gated)
+        return by_degree(gated, contract, degrees, x, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, degrees, w_gates, expand, contract, gates, inner, gated = ctx.saved_tensors
+        grad, (n, *_), grad_y = grad.contiguous(), ctx.sizes, torch.empty_like(y)
+        grad_gated, grad_contract = by_degree_back(gated, grad, contract, degrees)
+        grads = grad_gates, grad_inner = torch.empty_like(gates), torch.empty_like(inner)
+        gate_back_kernel[_programs(n)](gates, inner, grad_gated, *grads, *ctx.sizes, EDGES)
+        _, grad_expand = by_degree_back(y[1:], grad_inner, expand, degrees[1:] - 1, grad_y[1:])
+        torch.mm(grad_gates, w_gates, out=grad_y[0])
+        with beside(y):
+            one = y.new_ones(n)
+            rest = grad_gates.T @ y[0], one @ grad_gates, grad_expand, grad_contract, one @ grad[0]
+        together(y)
+        return grad, grad_y, None, *rest
+
+
+def radial_weights(packed: Packed, first: Tensor, second: Tensor, bias: Tensor, last: Tensor,
+                   last_bias: Tensor) -> tuple[Tensor, ...]:
+    """:class:`x3mat.model.RadialNetwork` of each kind, (K, ...), and what its gradient reads."""
+    x = packed.inputs @ first
+    y = nn.functional.silu(x)
+    z = torch.addmm(bias, y, second.T)
+    hidden = nn.functional.silu(z)
+    return torch.addmm(last_bias, hidden, last.T), x, y, z, hidden
+
+
+def radial_back(packed: Packed, grad: Tensor, second: Tensor, last: Tensor, x: Tensor, y: Tensor,
+                z: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the five parameters of :func:`radial_weights`."""
+    one, slope = packed.one[: len(grad)], torch.ops.aten.silu_backward
+    grad_z = slope(grad @ last, z)
+    grad_x = slope(grad_z @ second, x)
+    return packed.inputs.T @ grad_x, grad_z.T @ y, one @ grad_z, grad.T @ hidden, one @ grad
 
 
 class Embed(torch.autograd.Function):
     """Scalars plus Σ_j u_ij radial_l(r_ij) Y_l(r_ij) / mean degree, see
-    :meth:`x3mat.model.X3Mat._embed`: Y_l / √(2l + 1) is the row m = 0 of D. ``weight``, ``bias``:
-    the last of the radial network, times √(2l + 1)."""
+    :meth:`x3mat.model.X3Mat._embed`: Y_l / √(2l + 1) is the row m = 0 of D. ``parameters``: of
+    :func:`radial_weights`, the last map and its bias times √(2l + 1)."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, scalars, edges, sizes):
+    def forward(ctx, scalars, edges, sizes, *parameters):
         ctx.edges, ctx.sizes, (n, c) = edges, sizes, scalars.shape
-        radial = torch.addmm(bias, hidden, weight.T)
+        radial, *kept = radial_weights(edges, *parameters)
         out = scalars.new_empty((sizes[0] + 1) ** 2, n, c)
         turn_back_kernel[(n,)](edges.by_src, edges.start, edges.wigner, radial, edges.kind,
                                edges.share, out, None, len(edges.src), n, edges.wigner.shape[1],
                                sizes[0], 0, sizes[1], c, 1, False, c, num_warps=1)
         out[0] += scalars
-        ctx.save_for_backward(hidden, weight)
+        ctx.save_for_backward(parameters[1], parameters[3], *kept)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        (hidden, weight), edges, (l_max, stored) = ctx.saved_tensors, ctx.edges, ctx.sizes
+        edges, (l_max, stored) = ctx.edges, ctx.sizes
         grad, (_, n, c), n_edges = grad.contiguous(), grad.shape, len(edges.src)
-        out, one, zero = grad.new_zeros(n_edges, len(weight)), grad.new_ones(n), grad.new_zeros(n)
-        attend_back_kernel[_programs(n_edges)](  # of one head whose weights are not normalised
-            out, edges.share, edges.dst, edges.wigner, one, zero, grad, out,
+        out, one = grad.new_zeros(n_edges, (l_max + 1) * c), grad.new_ones(n)
+        attend_back_kernel[_programs(n_edges, 4)](  # of one head whose weights are not normalised
+            out, edges.share, edges.dst, edges.wigner, one, torch.zeros_like(one), grad, out,
             torch.empty_like(edges.share), n_edges, n, edges.wigner.shape[1], l_max, 0, stored, c,
-            1, EDGES)
-        out = edges.summed(out, c)
-        return out @ weight, out.T @ hidden, edges.one[: len(out)] @ out, grad[0], None, None
+            1, 4, num_warps=2)
+        return grad[0], None, None, *radial_back(
+            edges, edges.summed(out, c), *ctx.saved_tensors)
 
 
 @dataclass(frozen=True)
@@ -608,56 +683,52 @@ class Sizes:
 
     def blocks(self, x: Tensor, n_edges: int, l_max: int, width: int = 0) -> list[Tensor]:
         """The block of each order of a flat buffer, as a matrix; ``width`` of that of m = 0."""
-        c, out, at = self.channels, [], 0
-        for m in range(self.m_max + 1):
-            rows, columns = n_edges * (2 if m else 1), (l_max + 1 - m) * c
-            columns = columns if m or not width else width
-            out.append(x[at : at + rows * columns].view(rows, columns))
-            at += rows * columns
-        return out
+        columns = [(l_max + 1 - m) * self.channels for m in range(self.m_max + 1)]
+        columns[0] = width or columns[0]
+        parts = x.split([n * n_edges * (2 if m else 1) for m, n in enumerate(columns)])
+        return [part.view(-1, n) for part, n in zip(parts, columns, strict=True)]
 
     def buffer(self, like: Tensor, n_edges: int, l_max: int, width: int = 0) -> Tensor:
-        c = self.channels
-        rest = sum(2 * (l_max + 1 - m) * c for m in range(1, self.m_max + 1))
-        return like.new_empty(n_edges * ((width or (l_max + 1) * c) + rest))
+        rest = sum(2 * (l_max + 1 - m) for m in range(1, self.m_max + 1)) * self.channels
+        return like.new_empty(n_edges * ((width or (l_max + 1) * self.channels) + rest))
 
 
 class Attend(torch.autograd.Function):
-    """:class:`x3mat.model.Attention` without its linear maps of the nodes.
+    """x, (S_out, receivers, C), plus :class:`x3mat.model.Attention` of y, (S, N, C).
 
-    h: (S, N, 2C), A x and B x side by side without their biases; hidden: (E, hidden) of the radial
-    network; ``parameters``: the sum of those biases, the radial network's last weight and bias,
-    the biases of both convolutions, gain and bias of the norm of the logits, the logit vectors,
-    then the weights of both convolutions, order by order.
-    """
+    ``parameters``: five of :func:`radial_weights`, the maps A and B side by side, the sum of their
+    biases, the last map and its bias, the biases of both convolutions, gain and bias of the norm of
+    the logits, the logit vectors, then the weights of both convolutions, order by order."""
 
     @staticmethod
-    def forward(ctx, h, hidden, edges: Packed, sizes: Sizes, *parameters):
+    def forward(ctx, x, y, degrees, edges: Packed, sizes: Sizes, *parameters):
         s, n_edges, orders_ = sizes, len(edges.src), sizes.m_max + 1
-        offset, w_radial, b_radial, bias_1, bias_2, gain, bias, logit, *weights = parameters
+        radial, *kept = radial_weights(edges, *parameters[:5])
+        both, offset, project, bias_out, *rest = parameters[5:]
+        bias_1, bias_2, gain, bias, logit, *weights = rest
+        h = by_degree(y, both, degrees)
         mixed = s.buffer(h, n_edges, s.l_max, s.mixed)
-        radial = torch.addmm(b_radial, hidden, w_radial.T)
-        x = s.buffer(h, n_edges, s.l_max)
+        turned = s.buffer(h, n_edges, s.l_max)
         rotate_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner, radial,
-                                          edges.kind, x, n_edges, h.shape[1], s.l_max, s.m_max,
+                                          edges.kind, turned, n_edges, h.shape[1], s.l_max, s.m_max,
                                           s.stored, s.channels, EDGES)
-        Attend.products(x, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
+        Attend.products(turned, mixed, n_edges, s, s.l_max, s.mixed, weights[:orders_], bias_1)
         weight = h.new_empty(n_edges, s.heads)
         weigh_kernel[(*_programs(n_edges, 64), s.heads)](
             mixed, edges.weight, gain, bias, logit, weight, n_edges, s.mixed, s.heads, s.logits, 64)
         gated, value = s.buffer(mixed, n_edges, s.l_max), s.buffer(mixed, n_edges, s.l_out)
-        gate_kernel[_programs(n_edges)](mixed, gated, n_edges, s.mixed, s.l_max, s.m_max,
-                                        s.channels, EDGES)
+        gate_kernel[_programs(n_edges)](mixed[s.l_max * s.channels :], mixed, gated, n_edges,
+                                        s.mixed, s.mixed, s.l_max, s.m_max, s.channels, EDGES)
         Attend.products(gated, value, n_edges, s, s.l_out, 0, weights[orders_:], bias_2)
         out = h.new_empty((s.l_out + 1) ** 2, s.receivers, s.channels)
         inverse = h.new_empty(s.receivers, s.heads)
         turn_back_kernel[(s.receivers,)](edges.by_src, edges.start, edges.wigner, value, None,
             weight, out, inverse, n_edges, s.receivers, edges.wigner.shape[1], s.l_out, s.m_max,
             s.stored, s.channels, s.heads, False, s.channels, num_warps=max(1, s.channels // 64))
-        ctx.save_for_backward(h, hidden, mixed, weight, out, inverse, radial, x, gated, value,
-                              *parameters)
+        ctx.save_for_backward(y, degrees, h, mixed, weight, out, inverse, radial, turned, gated,
+                              value, *kept, *parameters)
         ctx.edges, ctx.sizes = edges, sizes
-        return out
+        return by_degree(out, project, degrees[: len(out)], x, bias_out)
 
     @staticmethod
     def products(x, out, n_edges, s, l_out, width, weights, bias):
@@ -669,56 +740,60 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     def back(x, grad, edges, s, l_out, width, weights):
-        """Gradients of an SO(2) convolution: of its input, its weights and its bias."""
+        """Gradients of an SO(2) convolution: of its input, and, beside, its weights and bias."""
         n_edges = len(edges.src)
         a, b = s.blocks(x, n_edges, s.l_max), s.blocks(grad, n_edges, l_out, width)
+        with beside(x):
+            found = [g.T @ y for g, y in zip(b, a, strict=False)], edges.one @ b[0]
         out = s.buffer(x, n_edges, s.l_max)
         for g, w, to in zip(b, weights, s.blocks(out, n_edges, s.l_max), strict=False):
             torch.mm(g, w.T.contiguous().T, out=to)  # a faster kernel than for w as it is
-        return out, [g.T @ y for g, y in zip(b, a, strict=False)], edges.one @ b[0]
+        return out, *found
 
     @staticmethod
     def backward(ctx, grad):
-        edges, s, n_edges = ctx.edges, ctx.sizes, len(ctx.edges.src)
-        h, hidden, mixed, weight, out, inverse, radial, x, gated, value, *rest = ctx.saved_tensors
-        offset, w_radial, _, _, _, gain, bias, logit, *weights = rest
-        orders_, grad, n = s.m_max + 1, grad.contiguous(), h.shape[1]
+        edges, s, n_edges, grad = ctx.edges, ctx.sizes, len(ctx.edges.src), grad.contiguous()
+        y, degrees, h, mixed, weight, out, inverse, radial, turned, gated, value, *rest = \
+            ctx.saved_tensors
+        kept, (_, second, _, last, _) = rest[:4], rest[4:9]
+        both, offset, project, _, _, _, gain, bias, logit, *weights = rest[9:]
+        orders_, n, one = s.m_max + 1, h.shape[1], y.new_ones(h.shape[1])
+        grad_out, grad_project = by_degree_back(out, grad, project, degrees[: len(out)])
         grad_value, grad_weight = torch.empty_like(value), torch.empty_like(weight)
-        mean = (grad * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
-        attend_back_kernel[_programs(n_edges)](value, weight, edges.dst, edges.wigner, inverse,
-            mean, grad, grad_value, grad_weight, n_edges, s.receivers, edges.wigner.shape[1],
-            s.l_out, s.m_max, s.stored, s.channels, s.heads, EDGES)
-        grad_gated, second, grad_bias_2 = Attend.back(gated, grad_value, edges, s, s.l_out, 0,
-                                                      weights[orders_:])
-        del grad_value
-        grad_mixed = torch.empty_like(mixed)
-        gate_back_kernel[_programs(n_edges)](mixed, grad_gated, grad_mixed, n_edges, s.mixed,
-                                             s.l_max, s.m_max, s.channels, EDGES)
-        del grad_gated
+        mean = (grad_out * out).sum(0).unflatten(1, (s.heads, -1)).sum(2)
+        attend_back_kernel[_programs(n_edges, 4)](value, weight, edges.dst, edges.wigner, inverse,
+            mean, grad_out, grad_value, grad_weight, n_edges, s.receivers, edges.wigner.shape[1],
+            s.l_out, s.m_max, s.stored, s.channels, s.heads, 4, num_warps=2)
+        grad_gated, grads_2, grad_bias_2 = Attend.back(gated, grad_value, edges, s, s.l_out, 0,
+                                                       weights[orders_:])
+        grad_mixed, at = torch.empty_like(mixed), s.l_max * s.channels
+        gate_back_kernel[_programs(n_edges)](mixed[at:], mixed, grad_gated, grad_mixed[at:],
+            grad_mixed, n_edges, s.mixed, s.mixed, s.l_max, s.m_max, s.channels, EDGES)
         grid = (*_programs(n_edges, 64), s.heads)
         parts = h.new_empty(*grid, 3, s.logits)
         weigh_back_kernel[grid](mixed, weight, gain, bias, logit, grad_weight, grad_mixed, parts,
                                 n_edges, s.mixed, s.heads, s.logits, 64)
-        parts = parts.sum(0)
-        grad_x, first, grad_bias_1 = Attend.back(x, grad_mixed, edges, s, s.l_max, s.mixed,
-                                                 weights[:orders_])
-        del grad_mixed
+        grad_turned, grads_1, grad_bias_1 = Attend.back(turned, grad_mixed, edges, s, s.l_max,
+                                                        s.mixed, weights[:orders_])
         grad_h, grad_radial = torch.empty_like(h), h.new_empty(n_edges, radial.shape[1])
         sizes = s.l_max, s.m_max, s.stored, s.channels
         rotate_back_kernel[_programs(n_edges)](h, offset, edges.src, edges.dst, edges.wigner,
-            radial, edges.kind, grad_x, grad_radial, n_edges, n, *sizes, EDGES)
+            radial, edges.kind, grad_turned, grad_radial, n_edges, n, *sizes, EDGES)
+        with beside(h):
+            summed = edges.summed(grad_radial, s.channels)
+            of_radial = radial_back(edges, summed, second, last, *kept)
+            norm = (edges.one[: len(parts)] @ parts.flatten(1)).view(s.heads, 3, s.logits)
+            norm = norm[:, 0].sum(0), norm[:, 1].sum(0), norm[:, 2]
         for start, part, sender in ((edges.start, grad_h[:, :, s.channels :], False),
                                     (edges.start_src, grad_h, True)):
-            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_x, None, None, part,
+            turn_back_kernel[(n,)](edges.by_src, start, edges.wigner, grad_turned, None, None, part,
                                    None, n_edges, n, edges.wigner.shape[1], *sizes, 1, sender,
                                    2 * s.channels, num_warps=max(1, s.channels // 64))
-        grad_radial = edges.summed(grad_radial, s.channels)
-        return (grad_h, grad_radial @ w_radial, None, None, grad_h[0, :, s.channels :].sum(0),
-                grad_radial.T @ hidden, edges.one[: len(radial)] @ grad_radial, grad_bias_1,
-                grad_bias_2, parts[:, 0].sum(0), parts[:, 1].sum(0), parts[:, 2], *first, *second)
-
-
-# ------------------------------------------------------------------------------- network
+        grad_y, grad_both = by_degree_back(y, grad_h, both, degrees)
+        grad_offset = one @ grad_h[0, :, s.channels :]
+        together(h)
+        return (grad, grad_y, None, None, None, *of_radial, grad_both, grad_offset, grad_project,
+                one[: s.receivers] @ grad[0], grad_bias_1, grad_bias_2, *norm, *grads_1, *grads_2)
 
 
 def geometry(model, graph) -> tuple:
@@ -728,57 +803,56 @@ def geometry(model, graph) -> tuple:
     module, m_max, n_edges, n = model.wigner, model.config.m_max, len(frames), graph.n_windows
     points = module.points.to(frames)
     wigner = frames.new_empty(n_edges, wigner_at(module.l_max + 1, -m_max, m_max))
-    wigner_kernel[_programs(n_edges)](frames.contiguous(), directed[:, -1].contiguous(), points,
-                                      module.inverse.to(frames), wigner, n_edges, module.l_max,
-                                      m_max, len(points), triton.next_power_of_2(len(points)),
-                                      EDGES)
+    wigner_kernel[_programs(n_edges, 16)](frames.contiguous(), directed[:, -1].contiguous(), points,
+                                          module.inverse.to(frames), wigner, n_edges, module.l_max,
+                                          m_max, len(points),
+                                          triton.next_power_of_2(len(points)), 16)
     both = model.share(edges, n), nn.functional.pad(graph.species, (n, 0)), wigner
     return (edges, *(pack(some, *both) for some in (edges, edges.probes(len(graph.window)))))
 
 
 def pack(edges, share: Tensor, species: Tensor, wigner: Tensor) -> Packed:
     """Edges with the offsets that sums without atomics need."""
-    n_nodes, ends = len(edges.element), torch.stack([edges.src, edges.dst], dim=1)[edges.first]
-    each = torch.arange(max(n_nodes, len(ends), ELEMENTS) + 1, device=edges.src.device)
-    elements = (species[ends, None] == each[:ELEMENTS]).flatten(1).to(share)
-    kinds, (sorted_src, by_src) = (None,) * 3, edges.src.sort(stable=True)
+    n_nodes, n_basis, device = len(edges.element), edges.basis.shape[1], edges.src.device
+    ends = species[torch.stack([edges.src, edges.dst], dim=1)[edges.first]]
+    one = torch.arange(n_basis, n_basis + 2 * MAX_SPECIES + 2, MAX_SPECIES + 1, device=device)
+    last = n_basis + 2 * MAX_SPECIES + 2
+    inputs = share.new_zeros(len(ends), -(-(last + 1) // 8) * 8)  # as matrix products want it
+    inputs[:, :n_basis], inputs[:, last] = edges.basis, 1
+    inputs.scatter_(1, ends + one, 1.0)
+    each = torch.arange(max(n_nodes, len(ends)) + 1, device=device, dtype=torch.int32)
+    nodes, kinds = each[: n_nodes + 1], (None,) * 3
+    sorted_src, by_src = edges.src.int().sort(stable=True)  # half the passes of 64 bits
+    start, start_src = (torch.searchsorted(x, nodes) for x in (edges.dst.int(), sorted_src))
     if edges.kind is not None:
-        kind, by_kind = edges.kind.sort(stable=True)
+        kind, by_kind = edges.kind.int().sort(stable=True)
         kinds = edges.kind, by_kind, torch.searchsorted(kind, each[: len(ends) + 1])
-    nodes = each[: n_nodes + 1]
-    return Packed(edges.src, edges.dst, edges.weight, share, torch.ones_like(edges.weight),
-                  torch.cat([edges.basis, elements], dim=1), wigner, torch.searchsorted(edges.dst,
-                  nodes), by_src, torch.searchsorted(sorted_src, nodes), *kinds)
+    return Packed(edges.src, edges.dst, edges.weight, share, torch.ones_like(edges.weight), inputs,
+                  wigner, start, by_src, start_src, *kinds)
 
 
 def network(model, graph, geometry: tuple) -> Tensor:
     """:meth:`x3mat.model.X3Mat.plain_network` with the kernels: contributions, (W, outputs)."""
     edges, packed, probes = geometry
     n_windows, c = graph.n_windows, model.config
-    radial, last = model.degree_embedding, model.degree_embedding.rest[-1]
     scale = torch.arange(1, 2 * c.l_max + 2, 2, device=edges.src.device).sqrt()
     scale = scale.repeat_interleave(c.channels)
-    x = Embed.apply(hidden(radial, packed), last.weight * scale[:, None], last.bias * scale,
-                    edges.element @ model.embedding, packed, (c.l_max, c.m_max))
+    *radial, weight, bias = radial_parameters(model.degree_embedding, packed)
+    x = Embed.apply(edges.element @ model.embedding, packed, (c.l_max, c.m_max), *radial,
+                    weight * scale[:, None], bias * scale)
     for layer in model.blocks[:-1]:
         x = block(model, layer, x, len(edges.element), packed)
     x = block(model, model.blocks[-1], x, n_windows, probes)
     return model.readout(x[0])
 
 
-def hidden(radial, packed: Packed) -> Tensor:
-    """:meth:`x3mat.model.RadialNetwork.hidden`, its first sums as one matrix product."""
-    first, second = radial.distance, radial.rest[1]
-    told = (nn.functional.pad(x, (0, 0, 0, ELEMENTS - len(x)))
-            for x in (radial.sender + first.bias, radial.receiver))
-    x = nn.functional.silu(packed.inputs @ torch.cat([first.weight.T, *told]))
-    return nn.functional.silu(torch.addmm(second.bias, x, second.weight.T))
-
-
-def linear(x: Tensor, module, rows: Tensor, residual: Tensor) -> Tensor:
-    """:class:`x3mat.model.SphericalLinear` of (S, N, C), row by row, plus ``residual``."""
-    bias = nn.functional.pad(module.bias[None, None], (0, 0, 0, 0, 0, len(rows) - 1))
-    return (residual + bias).baddbmm_(x, module.weight.index_select(0, rows))
+def radial_parameters(network, packed: Packed) -> list[Tensor]:
+    """Of a :class:`x3mat.model.RadialNetwork`, for :func:`radial_weights`; first what its inputs
+    are multiplied by, with rows of zeros where these have."""
+    first, parts = network.distance, (network.sender, network.receiver)
+    first = torch.cat([first.weight.T, *parts, first.bias[None]])
+    first = nn.functional.pad(first, (0, 0, 0, packed.inputs.shape[1] - len(first)))
+    return [first, *(p for k in (1, 3) for p in network.rest[k].parameters())]
 
 
 def norm(x: Tensor, module) -> tuple[Tensor, Tensor]:
@@ -788,25 +862,19 @@ def norm(x: Tensor, module) -> tuple[Tensor, Tensor]:
 
 def block(model, layer, x: Tensor, receivers: int, packed: Packed) -> Tensor:
     """:class:`x3mat.model.Block`: (S, N, C) → (S_out, receivers, C)."""
-    a, rows = layer.attention, model.degree_of_row
+    a, f, degrees = layer.attention, layer.feed_forward, model.degree_of_row
     s = Sizes(a.l_max, a.l_out, a.m_max, model.config.m_max, x.shape[2], a.heads,
               a.LOGIT_CHANNELS, receivers)
-    both = torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2)
+    first, second = a.first.linear, a.second.linear
     x, y = norm(x, layer.norm_attention)
-    h = torch.bmm(y, both.index_select(0, rows))
-    first, second, last = a.first.linear, a.second.linear, a.radial.rest[-1]
-    update = Attend.apply(h, hidden(a.radial, packed), packed, s,
-                          a.of_sender.bias + a.of_receiver.bias, last.weight, last.bias,
-                          first[0].bias, second[0].bias, a.logit_norm.weight, a.logit_norm.bias,
-                          a.logit, *(w.weight for w in [*first, *second]))
-    rows = rows[: len(update)]
-    x = linear(update, a.project, rows, x[: len(update), :receivers])
+    x = Attend.apply(
+        x[: (a.l_out + 1) ** 2, :receivers], y, degrees, packed, s,
+        *radial_parameters(a.radial, packed),
+        torch.cat([a.of_sender.weight, a.of_receiver.weight], dim=2),
+        a.of_sender.bias + a.of_receiver.bias, a.project.weight, a.project.bias,
+        first[0].bias, second[0].bias, a.logit_norm.weight, a.logit_norm.bias, a.logit,
+        *(w.weight for w in [*first, *second]))
     x, y = norm(x, layer.norm_feed_forward)
-    f, (scalars, y) = layer.feed_forward, y.split([1, len(rows) - 1])
-    scalars, *gates = f.gates(scalars[0]).chunk(1 + a.l_out, dim=1)
-    inner = [nn.functional.silu(scalars)[None]]
-    if a.l_out:
-        each = rows[1:] - 1
-        gates = torch.sigmoid(torch.stack(gates)).index_select(0, each)
-        inner.append(torch.bmm(y, f.expand.weight.index_select(0, each)) * gates)
-    return linear(torch.cat(inner), f.contract, rows, x)
+    expand = f.expand.weight if a.l_out else y.new_empty(0, *f.contract.weight.shape[:0:-1])
+    return FeedForward.apply(x, y, degrees[: len(x)], f.gates.weight, f.gates.bias, expand,
+                             f.contract.weight, f.contract.bias)

@@ -4,8 +4,7 @@ A site map is the field of contributions y(r) over the unit cell, one value for 
 The model's prediction is its mean. The label fixes only that mean, so that y plus any field of
 zero mean would fit the label as well: what a map shows is what the network, trained on many
 crystals, makes of each window, and it has to be compared with something physical. Such a
-comparison is :func:`x3mat_book.densities.window_average` of a simulated density.
-"""
+comparison is :func:`x3mat_book.densities.window_average` of a simulated density."""
 
 from __future__ import annotations
 
@@ -117,8 +116,7 @@ class SiteMap:
     def at(self, points: np.ndarray) -> np.ndarray:
         """The map at any points, (..., 3) fractional, by periodic cubic splines.
 
-        Splines pass through the grid's values; between them they guess.
-        """
+        Splines pass through the grid's values; between them they guess."""
         return interpolate(self.grid, (np.asarray(points) - self.origin) * self.grid.shape, 3)
 
     def to_cube(self, path: str | Path) -> Path:
@@ -126,8 +124,7 @@ class SiteMap:
 
         Lengths are in bohr, as the format asks; the values are in the property's unit. The file's
         origin is that of the grid: a reader that ignores it is off by less than one spacing, and
-        by nothing at all where the grid contains the origin of the cell.
-        """
+        by nothing at all where the grid contains the origin of the cell."""
         path, lattice, p = Path(path), self.crystal.lattice, self.prediction
         mean = np.average(self.values, weights=self.windows.weights)
         text = cube_text(self.grid, lattice / np.array(self.grid.shape)[:, None], self.origin @
@@ -183,8 +180,7 @@ def explain(structure: str | Path | Crystal | Structure,
     step : float, optional
         Grid spacing of the map, Å; default the model's. The prediction is always on the model's.
 
-    Raises the errors of :func:`x3mat.predict`, and a DataError if `out` cannot be written to.
-    """
+    Raises the errors of :func:`x3mat.predict`, and a DataError if `out` cannot be written to."""
     crystal, ensemble, windows, members, prediction = predicted(structure, model)
     if step is not None and step != windows.step:
         windows = ensemble.windows(crystal, step)
@@ -201,8 +197,7 @@ def interior(windows: Windows, probe_radius: float = PROBE_RADIUS) -> np.ndarray
     The paper calls a strong site whose centre the gas can occupy "Interior" and one inside the
     wall, beside which the gas sits, "Exterior", without a criterion. Here it fits if the nearest
     atom's surface is at least `probe_radius` (Å) away, with the radii of
-    :data:`x3mat.descriptors.RADII`. Whether the gas can get there is another question.
-    """
+    :data:`x3mat.descriptors.RADII`. Whether the gas can get there is another question."""
     radii = np.array([RADII.get(z, DEFAULT_RADIUS) for z in range(101)])
     gap = np.linalg.norm(windows.positions, axis=1) - radii[windows.species]
     nearest = np.minimum.reduceat(np.append(gap, np.inf), windows.ptr[:-1])
@@ -222,8 +217,7 @@ def cube_text(grid: np.ndarray, voxels: np.ndarray, origin: np.ndarray, crystal:
 
     The rows of `voxels`, (3, 3), are the steps of the grid along its axes, and `origin`, (3,), is
     where ``grid[0, 0, 0]`` lies, both in Å; `title` and `comment` are the first two lines, `number`
-    is the format of the values.
-    """
+    is the format of the values."""
     lines = [" ".join(title.split()), " ".join(comment.split())]
     for count, vector in [(crystal.n_atoms, origin), *zip(grid.shape, voxels, strict=True)]:
         lines.append(f"{count:5d}" + "".join(f"{x:15.9f}" for x in np.asarray(vector) / BOHR))
@@ -241,16 +235,13 @@ def closed_cube(crystal: Crystal, field: Callable[[np.ndarray], np.ndarray],
     """A periodic field on a grid that includes all faces of the cell, for isosurfaces.
 
     ``field`` takes fractional coordinates, (..., 3), to values, (...); ``spacing`` is the largest
-    of the grid, Å. Returns the values, (n1 + 1, n2 + 1, n3 + 1), and their :func:`cube_text`.
-    """
+    of the grid, Å. Returns the values, (n1 + 1, n2 + 1, n3 + 1), and their :func:`cube_text`."""
     shape = np.ceil(np.linalg.norm(crystal.lattice, axis=1) / spacing).astype(int)
     axes = (np.arange(n + 1) / n for n in shape)
     values = field(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1))
     voxels = crystal.lattice / shape[:, None]
     return values, cube_text(values, voxels, np.zeros(3), crystal, crystal.name, number=".4g")
 
-
-# ------------------------------------------------------------------------------------- page
 
 def viewer_script() -> str:
     """The text of 3Dmol.js, which the page carries along, from the package or the repository."""
@@ -263,6 +254,7 @@ def viewer_script() -> str:
 
 
 def _page(site_map: SiteMap) -> str:
+    from pymatgen.util.string import unicodeify  # sets the digits of formulas low
     m, p, several = site_map, site_map.prediction, len(site_map.members) > 1
     spacing = max(PAGE_SPACING, (m.crystal.volume / PAGE_POINTS) ** (1 / 3))
     fine, cube = closed_cube(m.crystal, m.at, spacing)
@@ -294,7 +286,7 @@ def _page(site_map: SiteMap) -> str:
            "warnings": f'<section class="warn" aria-label="Warnings"><h2>Warnings</h2><ul>{notes}'
            "</ul></section>" if notes else "",
            "data": json.dumps(data).replace("<", "\\u003c")}
-    fields |= {key: _subscripts(fields[key]) for key in ("formula", "property")}
+    fields |= {key: unicodeify(fields[key]) for key in ("formula", "property")}
     values = {**{k: html.escape(v) for k, v in fields.items()}, **raw}
     template = (Path(__file__).parent / "assets" / "map.html").read_text(encoding="utf-8")
     return re.sub(r"@@(\w+)@@", lambda match: values[match[1]], template)
@@ -310,13 +302,6 @@ def xyz_text(species: Sequence[int], positions: np.ndarray) -> str:
 def with_faces(crystal: Crystal, edge: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Atoms of the cell, those within `edge` (Å) of a face also on the opposite one.
 
-    Returns the atoms' indices, (M,), and fractional coordinates, (M, 3).
-    """
+    Returns the atoms' indices, (M,), and fractional coordinates, (M, 3)."""
     margin = edge * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
     return images_in_box(crystal.frac_coords, -margin, 1 + margin)
-
-
-def _subscripts(text: str) -> str:
-    """Chemical formulas in `text` with their digits set low: N2 becomes N₂."""
-    low = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-    return re.sub(r"(?<![\w-])(?:[A-Z][a-z]?\d*)+(?![\w-])", lambda m: m[0].translate(low), text)

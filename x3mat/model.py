@@ -16,8 +16,7 @@ at the surface of the window: the contribution is a smooth function of the windo
 Atoms hear other atoms of their window only (``encoding`` "window", as in the paper), or all their
 neighbours in the crystal ("crystal"). In the first case each window has atoms of its own; in the
 second all windows of a crystal share its atoms, whose features are computed once, and what a
-window tells depends on atoms up to layers · cutoff outside of it.
-"""
+window tells depends on atoms up to layers · cutoff outside of it."""
 
 from __future__ import annotations
 
@@ -100,8 +99,7 @@ class WignerMatrices(nn.Module):
     well-spread points; ⁺ is the pseudo-inverse, computed once in float64. Rows with \\|m\\| > M are
     dropped, the others are sorted by \\|m\\| (m = 0, then +1, −1, +2, −2, ...; within each by l).
 
-    Output: (E, T, S) for rotations (E, 3, 3).
-    """
+    Output: (E, T, S) for rotations (E, 3, 3)."""
 
     def __init__(self, l_max: int, m_max: int):
         super().__init__()
@@ -176,8 +174,7 @@ def envelope(x: Tensor) -> Tensor:
     """Smooth cutoff u(x) of x = distance / cutoff: 1 up to x = 0.8, 0 from x = 1.
 
     u = 1 − t³ (10 − 15 t + 6 t²) with t = (x − 0.8) / 0.2 between; u, u' and u'' are continuous.
-    Flat over most of its range, so that atoms well inside count in full.
-    """
+    Flat over most of its range, so that atoms well inside count in full."""
     t = ((x - PLATEAU) / (1 - PLATEAU)).clamp(0, 1)
     return 1 - t**3 * (10 - t * (15 - 6 * t))
 
@@ -189,8 +186,7 @@ class WindowGraph:
     Every shape in the network follows from those here. What stands in a window is sorted by
     window, pairs by dst. In a window stand P = A atoms or, where windows share the atoms of a
     crystal, P images of A atoms. Atoms that no window needs (padding) sit on the surface, where
-    edges have no weight.
-    """
+    edges have no weight."""
 
     positions: Tensor  # (P, 3) relative to the window's centre, Å
     species: Tensor  # (A,)
@@ -244,8 +240,7 @@ def window_graph(positions: Tensor, species: Tensor, ptr: Tensor, cutoff: float,
     cutoff, radius : float
         Å. Atoms on the window's surface, whose edges have no weight, send nothing.
 
-    Pairs are sorted by dst.
-    """
+    Pairs are sorted by dst."""
     counts = ptr.diff()
     window = torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
     partners = counts[window]  # candidates of each atom: all atoms of its window
@@ -284,8 +279,7 @@ class SphericalLinear(nn.Module):
     """y_lm = W_l x_lm (+ b for l = 0), one matrix W_l per degree: (N, rows, in) → (N, rows, out).
 
     The only linear maps of the channels that commute with rotations (Schur's lemma). The rows are
-    those of the degrees l_min to l_max.
-    """
+    those of the degrees l_min to l_max."""
 
     def __init__(self, l_max: int, inputs: int, outputs: int, l_min: int = 0):
         super().__init__()
@@ -307,8 +301,7 @@ class SphericalLayerNorm(nn.Module):
     x_lm ← γ_l x_lm / √(mean over l > 0 of mean over m, c of x² + ε). Source: EquiformerV2
     (``layer_norm_sh``): each degree has the same weight in the mean. There ε = 1e-5. At a point of
     high symmetry all x_lm with 0 < l ≤ l_max vanish, and rounding errors, enlarged by 1/√ε = 316
-    in each of several norms, would become as large as features: hence the larger ε.
-    """
+    in each of several norms, would become as large as features: hence the larger ε."""
 
     def __init__(self, l_max: int, channels: int, eps: float = 1e-2):
         super().__init__()
@@ -351,8 +344,7 @@ class SO2Convolution(nn.Module):
     (Passaro & Zitnick 2023), Eq. 8, restricted to O(3).
 
     Input: one block per m ≥ 0, (E, 1 or 2, rows_in[m], channels), see :func:`split_orders`.
-    Output: blocks (E, 1 or 2, rows_out[m], channels), and ``extra`` scalars (E, extra).
-    """
+    Output: blocks (E, 1 or 2, rows_out[m], channels), and ``extra`` scalars (E, extra)."""
 
     def __init__(self, rows_in: Sequence[int], rows_out: Sequence[int], channels: int,
                  extra: int = 0):
@@ -405,8 +397,7 @@ class Attention(nn.Module):
         out_i = P Σ_j α_ij D_ijᵀ v_ij
 
     The logit z is bounded by its normalisation; u is the smooth weight of the edge.
-    The 1 in the denominator makes a lone neighbour fade out smoothly, too.
-    """
+    The 1 in the denominator makes a lone neighbour fade out smoothly, too."""
 
     LOGIT_CHANNELS = 16
 
@@ -463,8 +454,7 @@ class FeedForward(nn.Module):
 
     The gate multiplies each degree l > 0 by sigmoid(g_l): exactly equivariant, since each degree is
     multiplied by an invariant number. The scalars inside are SiLU(s). s and g are linear in the
-    scalars of the input.
-    """
+    scalars of the input."""
 
     def __init__(self, config: X3MatConfig, l_max: int):
         super().__init__()
@@ -487,8 +477,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x ← x + attention(norm x); x ← x + feed_forward(norm x).
 
-    Output: the degrees up to l_out, (N, (l_out + 1)², C).
-    """
+    Output: the degrees up to l_out, (N, (l_out + 1)², C)."""
 
     def __init__(self, config: X3MatConfig, l_out: int):
         super().__init__()
@@ -548,8 +537,7 @@ class X3Mat(nn.Module):
         """He initialisation: normal weights of variance 2 / inputs (as in SphericalLinear).
 
         Smaller ones, such as PyTorch's default, shrink the signal in each of the ten or so layers
-        between atoms and contribution, until all windows look alike and training stands still.
-        """
+        between atoms and contribution, until all windows look alike and training stands still."""
         nn.init.normal_(self.embedding, std=0.3)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -581,8 +569,7 @@ class X3Mat(nn.Module):
     def network(self, graph: WindowGraph, geometry: tuple | None = None) -> Tensor:
         """Contributions, (W, outputs): by fused kernels where they can run, else the plain layers.
 
-        ``geometry``, from another model of the same configuration, saves computing it again.
-        """
+        ``geometry``, from another model of the same configuration, saves computing it again."""
         geometry, fast = geometry or self.geometry(graph), self._kernels(graph.positions)
         return (fast.network if fast else X3Mat.plain_network)(self, graph, geometry)
 
@@ -628,8 +615,7 @@ class X3Mat(nn.Module):
 
         Weight of a pair: u(r_ij / cutoff) w_i, where w_i = u(\\|r_i\\| / radius) belongs to the
         sender: an atom fades out of the graph before it leaves the window. To a probe: w_i. Where
-        windows share atoms, pairs have the weight u(r_ij / cutoff).
-        """
+        windows share atoms, pairs have the weight u(r_ij / cutoff)."""
         positions, src, dst, n_windows = graph.positions, graph.src, graph.dst, graph.n_windows
         inside = envelope(positions.norm(dim=-1) / self.config.radius)
         between, atoms = graph.vector, graph.atom
@@ -673,8 +659,7 @@ class X3Mat(nn.Module):
         """Factor of each row, (E, S): 1 for l = 0, else 1 − u(r / 0.5 Å).
 
         An atom that passes through the probe has no direction there; so that the contribution
-        stays continuous, its message is a scalar at r = 0.
-        """
+        stays continuous, its message is a scalar at r = 0."""
         directed = 1 - envelope(vectors.norm(dim=-1, keepdim=True) / UNDIRECTED)
         return torch.where(self.degree_of_row > 0, directed, torch.ones_like(directed))
 
@@ -695,8 +680,7 @@ def contributions(models: Sequence[X3Mat], every: Sequence, max_atoms: int,
     """Contributions of all windows of some crystals, (models, W, outputs).
 
     ``max_atoms`` bounds the atoms of windows in memory at a time; ``apply`` may be the ``map`` of
-    an executor. Models of one configuration share what does not depend on the weights.
-    """
+    an executor. Models of one configuration share what does not depend on the weights."""
     first = models[0]
     if any(model.config != first.config for model in models):
         return torch.cat([contributions((model,), every, max_atoms) for model in models])
@@ -811,8 +795,7 @@ def save_checkpoint(path, model: X3Mat, about: dict) -> X3Mat:
 def load_checkpoint(path) -> tuple[X3Mat, dict]:
     """Read what :func:`save_checkpoint` wrote.
 
-    Raises a ModelError if the file is missing, damaged, or of another format.
-    """
+    Raises a ModelError if the file is missing, damaged, or of another format."""
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
         model = X3Mat(X3MatConfig(**data["config"]))

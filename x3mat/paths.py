@@ -21,8 +21,7 @@ def root() -> Path | None:
 def data() -> Path:
     """Folder of the shipped data: ``data/`` of the repository, else ``x3mat/data`` of the wheel.
 
-    Raises a DataError if neither folder exists.
-    """
+    Raises a DataError if neither folder exists."""
     for folder in (_PACKAGE.parent / "data", _PACKAGE / "data"):
         if folder.is_dir() and (folder.parent == _PACKAGE or (_PACKAGE.parent / "x3mat").is_dir()):
             return folder
@@ -37,8 +36,7 @@ def results(name: str | Path = "") -> Path:
 def external() -> Path:
     """Folder of external data that is not shipped, named by the variable ``X3MAT_DATA``.
 
-    Raises a DataError if the variable is unset or does not name a folder.
-    """
+    Raises a DataError if the variable is unset or does not name a folder."""
     value = os.environ.get("X3MAT_DATA", "")
     if not value:
         raise DataError("X3MAT_DATA", "the variable is not set",

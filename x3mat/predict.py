@@ -1,7 +1,6 @@
 """Prediction with trained models: ensembles of checkpoints, values with spread, warnings.
 
-Nothing here needs the training stack, so that a prediction starts quickly.
-"""
+Nothing here needs the training stack, so that a prediction starts quickly."""
 
 from __future__ import annotations
 
@@ -119,8 +118,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     device : str; of torch
 
     Raises a ModelError if there is no such model (the message lists those there are), a checkpoint
-    is damaged, or checkpoints do not belong together.
-    """
+    is damaged, or checkpoints do not belong together."""
     from x3mat.model import load_checkpoint
     name, column = str(name_or_path), ""
     if not Path(name).exists():
@@ -162,8 +160,7 @@ def predict(structure: str | Path | Crystal | Structure,
     structure : path, Crystal or pymatgen Structure; as :func:`x3mat.read_crystal` takes it
     model : str, path or Ensemble; as :func:`load_model` takes it, or what it returned
 
-    Raises a CrystalError if the crystal cannot be used, a ModelError if the model cannot.
-    """
+    Raises a CrystalError if the crystal cannot be used, a ModelError if the model cannot."""
     return predicted(structure, model)[-1]
 
 
@@ -196,8 +193,7 @@ def domain_warnings(crystal: Crystal, ensemble: Ensemble) -> list[str]:
     """What is unlike the crystals that the ensemble was trained on; empty if nothing is.
 
     A value outside the range of the training crystals, or an element that none of them has, makes
-    the prediction an extrapolation. That nothing is outside does not make it right.
-    """
+    the prediction an extrapolation. That nothing is outside does not make it right."""
     domain, out = ensemble.domain, []
     unseen = [symbol(z) for z in np.unique(crystal.species) if int(z) not in domain["species"]]
     if unseen and domain["species"]:

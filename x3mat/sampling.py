@@ -6,8 +6,7 @@ A property Y of a crystal is read as the mean of site contributions y over a gri
 
 and since y is invariant under rotation and reflection, points that a space-group operation maps
 onto each other have equal contributions. One window per orbit, weighted by the orbit's size,
-gives the same mean.
-"""
+gives the same mean."""
 
 from __future__ import annotations
 
@@ -49,8 +48,7 @@ class Pairs(NamedTuple):
 class Windows:
     """Windows of one crystal in one compact ragged (CSR) layout.
 
-    Window w holds the atoms ``ptr[w]:ptr[w + 1]`` of ``positions`` and ``species``.
-    """
+    Window w holds the atoms ``ptr[w]:ptr[w + 1]`` of ``positions`` and ``species``."""
 
     centers: np.ndarray  # (W, 3) float64; fractional coordinates
     weights: np.ndarray  # (W,) int64; multiplicities: grid points of each; sum to n_windows
@@ -152,8 +150,7 @@ def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple
 
     On a grid x_i = k_i / n_i, the operation x' = R x + t maps points onto points if n_i t_i and
     R_ij n_i / n_j are integers. So n_i is a multiple of the denominators of t_i, and axes that an
-    operation mixes (R_ij ≠ 0) share one n.
-    """
+    operation mixes (R_ij ≠ 0) share one n."""
     lengths = np.linalg.norm(crystal.lattice, axis=1)
     plain = np.maximum(np.ceil(lengths / step - 1e-9), 1).astype(int)
     if kind == "plain":
@@ -176,8 +173,7 @@ def choose_grid(crystal: Crystal, step: float, kind: GridKind = "auto") -> tuple
 def grid_orbits(crystal: Crystal, points: tuple[int, int, int]) -> np.ndarray:
     """For each grid point (C order) the first point of its orbit, (n1 n2 n3,) int64.
 
-    Operations that do not map the grid onto itself are left out; the others are a subgroup.
-    """
+    Operations that do not map the grid onto itself are left out; the others are a subgroup."""
     n = np.array(points)
     k = np.stack(np.unravel_index(np.arange(n.prod()), points))  # (3, P)
     first = np.arange(n.prod())
@@ -198,8 +194,7 @@ def cut_spheres(crystal: Crystal, centers: np.ndarray,
 
     ``centers``, (W, 3), are fractional; ``radius`` is in Å. Returns ``ptr``, (W + 1,) int64,
     ``positions``, (A, 3) float64, relative to the centre in Å, and ``atom``, (A,) int64: which
-    atom of the crystal it is an image of.
-    """
+    atom of the crystal it is an image of."""
     reach = (radius + EDGE) * np.linalg.norm(np.linalg.inv(crystal.lattice), axis=0)
     wrapped = centers % 1.0
     source, images = images_in_box(crystal.frac_coords, wrapped.min(axis=0) - reach,
@@ -241,8 +236,7 @@ def _translations_about_origin(crystal: Crystal) -> np.ndarray:
     """Translations of the operations, (G, 3), for coordinates counted from the grid's origin.
 
     With x = y + o, x' = R x + t becomes y' = R y + (t + R o − o). About the standard origin of
-    the space group these are fractions with small denominators.
-    """
+    the space group these are fractions with small denominators."""
     shift = crystal.translations + crystal.rotations @ crystal.origin - crystal.origin
     shift -= np.floor(shift + 1e-6)
     return np.where(np.abs(shift) < 1e-6, 0.0, shift)

@@ -4,8 +4,7 @@ Processes read crystals and cut windows; the network reads the windows of many c
 up to a budget of atoms, so that a GPU neither waits nor runs out of memory. Results are a folder
 of Parquet files, which pandas, polars or DuckDB read as one table. Each file appears at once and
 whole, and a crystal that stands in one is not predicted again: a run that was killed goes on when
-it is called again. A crystal that cannot be used has a row that says why.
-"""
+it is called again. A crystal that cannot be used has a row that says why."""
 
 from __future__ import annotations
 
@@ -66,8 +65,7 @@ def screen(sources: Sequence[str], ensemble: Ensemble, out: str | Path, *,
 
     Returns the rows of this shard in the order of ``sources``, with the columns :data:`COLUMNS`.
     Raises a DataError if the shard is none, or ``out`` cannot be written to or has results of
-    another model.
-    """
+    another model."""
     number, of = shard
     if not 0 <= number < of:
         raise DataError(f"shard {number}/{of}", "there is no such shard",

@@ -81,8 +81,7 @@ class Batch:
     """Windows of several crystals and the crystals' targets.
 
     It can be cut into U units, windows or, where these share atoms, crystals. Of each kind of rows,
-    ``ptr`` has the offsets of the units, (U + 1,).
-    """
+    ``ptr`` has the offsets of the units, (U + 1,)."""
 
     positions: Tensor  # (P, 3) Å
     species: Tensor  # (A,)
@@ -154,8 +153,7 @@ def predict_mean(model: X3Mat, batch: Batch, max_atoms: int) -> Tensor:
     """Ŷ of each crystal, (B, outputs), differentiable, with the memory of one chunk.
 
     Each chunk's activations are dropped and recomputed in the backward pass unless one chunk
-    holds the whole batch.
-    """
+    holds the whole batch."""
     parts = chunks(batch.ptr["positions"].tolist(), max_atoms)
     network = model.network
     if len(parts) > 1 and torch.is_grad_enabled():
@@ -169,8 +167,7 @@ class Flat(torch.nn.Module):
     """A network whose weights are parts of one vector, its only parameter with a gradient.
 
     What averages gradients over devices, clips them, steps and averages weights then launches one
-    small kernel where it would launch a hundred, while the GPU waits.
-    """
+    small kernel where it would launch a hundred, while the GPU waits."""
 
     def __init__(self, model: X3Mat):
         super().__init__()
@@ -205,8 +202,7 @@ class Replayed:
     each a quarter octave larger than the last. Padding has no weight, so results are the same.
     A graph can be captured only while no other gradient is pending, so that all sizes have to be
     named beforehand: that of each of the ``examples`` and one with room for all of them, and more;
-    a larger batch takes the ordinary path. No batch has more ``crystals`` and ``windows``.
-    """
+    a larger batch takes the ordinary path. No batch has more ``crystals`` and ``windows``."""
 
     def __init__(self, model: X3Mat, crystals: int, windows: int, examples: Iterable[Batch]):
         self.model, self.crystals, self.windows = model, crystals, windows
@@ -253,8 +249,7 @@ def pad(batch: Batch, size: tuple[int, ...], windows: int,
 
     Atoms are added on the surface of windows without a share, and pairs from these atoms to all:
     none has an effect. Both are spread evenly, since sums over a node's edges are made in a row.
-    Where windows share atoms, the pairs are as long as the cutoff.
-    """
+    Where windows share atoms, the pairs are as long as the cutoff."""
     atoms, pairs, more = size
     positions = atoms if batch.atom is None else more
 
@@ -351,8 +346,7 @@ class DrawnWindows(Dataset):
     They lie around ``windows_per_crystal`` points k, spread evenly over the cell:
     x_k = x_0 + k :data:`x3mat.sampling.STRIDE` mod 1. Then each atom, with all of its images, is
     displaced by ``noise`` Å (standard deviation of each coordinate). All depends on (seed, epoch,
-    crystal) alone, so that a resumed run sees the same as an uninterrupted one.
-    """
+    crystal) alone, so that a resumed run sees the same as an uninterrupted one."""
 
     names: Sequence[str]
     crystal: Callable[[str], Crystal]  # of a name
@@ -679,8 +673,7 @@ def crystals_of(application: Application, names: Sequence[str], config: TrainCon
     """An application's crystals with targets, windows drawn as for training or all of them.
 
     An application of thousands of crystals has its windows drawn for validation, too, always the
-    same ``CHECKED_WINDOWS`` of each crystal.
-    """
+    same ``CHECKED_WINDOWS`` of each crystal."""
     table = application.labels()
     if training and config.copies:
         strained = application.copies(names, config.copies)
@@ -793,8 +786,7 @@ def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]
     """Call :func:`train_fold` for several (fold, config), ``jobs`` at a time.
 
     Small networks leave most of a GPU, or of a processor with many cores, idle; several runs side
-    by side fill it, and all GPUs. Returns the records in the order of ``plan``.
-    """
+    by side fill it, and all GPUs. Returns the records in the order of ``plan``."""
     if jobs == 1:
         return [train_fold(application, fold, config, **options) for fold, config in plan]
     one = partial(train_fold, application, jobs=jobs, **{**options, "progress": False})
