@@ -6,6 +6,7 @@ import io
 import json
 import math
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import bench
 import bench_ablation
@@ -99,6 +100,15 @@ def test_ratios_where_both_were_measured():
     assert not [key for key in rows[1] if key.startswith(("ratio", "peer_"))]
 
 
+def test_time_of_kernels_that_overlap_counts_once():
+    def event(start, end, kind=torch.autograd.DeviceType.CUDA):
+        return SimpleNamespace(time_range=SimpleNamespace(start=start, end=end), device_type=kind)
+
+    host = event(0, 100, torch.autograd.DeviceType.CPU)
+    events = [event(20, 30), event(0, 10), host, event(5, 12), event(21, 22)]
+    assert bench.occupied(events) == pytest.approx(22e-3)
+
+
 def test_bytes_of_operations():
     a, b = torch.zeros(3, 5), torch.ones(5)
     with bench.ByteCounter() as counter:
@@ -137,19 +147,21 @@ def test_what_the_chapter_says_of_speed():
     assert (early["graphs"], early["lmax"]) == ("random", 4)
     step = found["counts"][3]
     assert (step["model"], step["l_max"], step["pass"]) == ("x3mat", 4, "fwd+bwd")
-    for model in ("uma", "x3mat_plain", "x3mat"):  # "an eighth of the time or less"
+    for model in ("uma", "x3mat_plain", "x3mat"):  # "a seventh of the time or less"
         row = next(c for c in found["counts"] if (c["model"], c["l_max"], c["pass"])
                    == (model, 4, "fwd+bwd"))  # fmt: skip
-        assert row["ms_at_tf32_peak"] < 0.13 * row["ms"]
+        assert row["ms_at_tf32_peak"] < row["ms"] / 7
     row = found["comparison"][0]  # the goals that are said to be reached
     assert row["mode_fwd"] == row["mode_fwd_bwd"] == "graph"
     assert row["ms_fwd"] < 0.08
     assert row["ms_fwd_bwd"] < 0.2
     assert row["peak_gib_lean"] < 4
-    ratios = [r["comparison"][0]["ratio_fwd_bwd"] for r in (found, *before)]
-    assert min(ratios) < 5 < max(ratios)  # "not surely reached"
+    shortest = min(r["comparison"][0]["peer_ms_fwd_bwd"] for r in (found, *before))
+    assert round(shortest / row["ms_fwd_bwd"], 1) == 5.2
+    assert all(r["ratio_fwd_bwd"] > 5 for f in (found, six, qmof) for r in f["comparison"])
     passes = [r["ratio_iza_pass"] for r in found["comparison"] if r["graphs"] == "zeolites"]
-    assert [ratio > 50 for ratio in passes] == [False, True, True]  # L = 4, 2, 3
+    assert len(passes) == 3
+    assert min(passes) > 50
     lean = {m["mode"]: m for m in found["measurements"]
             if (m["model"], m["graphs"]) == ("x3mat_lean", "random")}  # fmt: skip
     assert row["peak_gib_lean"] == lean["eager"]["peak_gib"]
@@ -175,8 +187,9 @@ def test_what_the_chapter_says_of_ideas():
         "all", *bench_ablation.IDEAS, "CUDA graphs", "TF32", "kernels", "all again"]
     by_name = {row["without"]: row["slower"] for row in rows}
     assert abs(by_name["all"]) < 0.01
-    named = ["kernels", "TF32", "CUDA graphs", "harmonics of D", "fused norms", "early",
-             "products with elements", "sums as products", "transposed", "padded bias"]
+    named = ["kernels", "CUDA graphs", "TF32", "fused norms", "harmonics of D",
+             "products with elements", "fused gates", "early", "second stream", "sums as products",
+             "transposed"]  # fmt: skip
     slower = [by_name[name] for name in named]
     assert slower == sorted(slower, reverse=True)
     assert slower[-1] > 3 * abs(by_name["all"])

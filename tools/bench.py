@@ -577,6 +577,17 @@ def limits(device: str, quick: bool) -> dict:
     return found
 
 
+def occupied(events: Iterable) -> float:
+    """Time in which at least one of a profile's kernels ran on the GPU, ms."""
+    spans = sorted((e.time_range.start, e.time_range.end) for e in events
+                   if e.device_type == torch.autograd.DeviceType.CUDA)  # fmt: skip
+    total, until = 0.0, 0.0
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return 1e-3 * total
+
+
 def profiled(network: nn.Module, graph: WindowGraph, replay: bool, clock: Clock) -> dict:
     """One training step, with AdamW: which kernels (on a CPU: operations) take the time."""
     gpu = clock.device != "cpu"
@@ -606,7 +617,8 @@ def profiled(network: nn.Module, graph: WindowGraph, replay: bool, clock: Clock)
     network.zero_grad(set_to_none=True)
     return {
         "windows": graph.n_windows, "step_ms": 1e3 * seconds, "kernels_ms": total,
-        **({"busy": total / (1e3 * seconds)} if gpu else {}), "kernels": sum(n for _, n, _ in rows),
+        **({"busy": occupied(profiler.events()) / (1e3 * seconds)} if gpu else {}),
+        "kernels": sum(n for _, n, _ in rows),
         "share_of_kind": dict(sorted(groups.items(), key=lambda item: -item[1])),
         "top": [{"name": name[:160], "calls": n, "ms": ms, "share": ms / total}
                 for name, n, ms in rows[:25]],

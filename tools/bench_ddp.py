@@ -38,6 +38,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
+from bench import occupied
 
 from x3mat import paths, results
 from x3mat.applications import application
@@ -89,12 +90,8 @@ class Kernels(L.Callback):
         if k == self.steps[1] and self.profile:
             torch.cuda.synchronize()
             self.profile.stop()
-            busy, end = 0.0, 0.0
-            for event in sorted(self.profile.events(), key=lambda e: e.time_range.start):
-                if event.device_type == torch.autograd.DeviceType.CUDA:
-                    busy += max(0.0, event.time_range.end - max(event.time_range.start, end))
-                    end = max(end, event.time_range.end)
-            self.ms, self.profile = 1e-3 * busy / (self.steps[1] - self.steps[0]), None
+            self.ms = occupied(self.profile.events()) / (self.steps[1] - self.steps[0])
+            self.profile = None
 
     def state_dict(self) -> dict:
         return {"ms": self.ms}
