@@ -62,7 +62,7 @@ IDEAS = {  # what each is, and what stands in the source, and what would stand t
         ("one @ grad_h[0, :, s.channels :]", "grad_h[0, :, s.channels :].sum(0)"),
         ("one[: s.receivers] @ grad[0]", "grad[0].sum(0)"),
         ("(x.new_ones(len(parts)) @ parts.flatten(1))", "parts.flatten(1).sum(0)"),
-        ("(edges.one[: len(parts)] @ parts.flatten(1))", "parts.flatten(1).sum(0)"),
+        ("(h.new_ones(len(parts)) @ parts.flatten(1))", "parts.flatten(1).sum(0)"),
     ]),
     "second stream": ("gradients of weights on a second stream, for which nothing waits", [
         ("return torch.cuda.Stream(device) if device.type == \"cuda\" else None", "return None"),

@@ -658,8 +658,8 @@ class Embed(torch.autograd.Function):
             out, edges.share, edges.dst, edges.wigner, one, torch.zeros_like(one), grad, out,
             torch.empty_like(edges.share), n_edges, n, edges.wigner.shape[1], l_max, 0, stored, c,
             1, 4, num_warps=2)
-        return grad[0], None, None, *radial_back(
-            edges, edges.summed(out, c), *ctx.saved_tensors)
+        out = edges.summed(out, c)
+        return grad[0], None, None, *radial_back(edges, out, *ctx.saved_tensors)
 
 
 @dataclass(frozen=True)
@@ -782,7 +782,7 @@ class Attend(torch.autograd.Function):
         with beside(h):
             summed = edges.summed(grad_radial, s.channels)
             of_radial = radial_back(edges, summed, second, last, *kept)
-            norm = (edges.one[: len(parts)] @ parts.flatten(1)).view(s.heads, 3, s.logits)
+            norm = (h.new_ones(len(parts)) @ parts.flatten(1)).view(s.heads, 3, s.logits)
             norm = norm[:, 0].sum(0), norm[:, 1].sum(0), norm[:, 2]
         for start, part, sender in ((edges.start, grad_h[:, :, s.channels :], False),
                                     (edges.start_src, grad_h, True)):
@@ -801,12 +801,11 @@ def geometry(model, graph) -> tuple:
     edges = model._edges(graph)
     frames, directed = edge_frames(edges.vector), model._directed(edges.vector)
     module, m_max, n_edges, n = model.wigner, model.config.m_max, len(frames), graph.n_windows
-    points = module.points.to(frames)
+    points, lanes = module.points.to(frames), triton.next_power_of_2(len(module.points))
     wigner = frames.new_empty(n_edges, wigner_at(module.l_max + 1, -m_max, m_max))
     wigner_kernel[_programs(n_edges, 16)](frames.contiguous(), directed[:, -1].contiguous(), points,
                                           module.inverse.to(frames), wigner, n_edges, module.l_max,
-                                          m_max, len(points),
-                                          triton.next_power_of_2(len(points)), 16)
+                                          m_max, len(points), lanes, 16)
     both = model.share(edges, n), nn.functional.pad(graph.species, (n, 0)), wigner
     return (edges, *(pack(some, *both) for some in (edges, edges.probes(len(graph.window)))))
 
