@@ -238,6 +238,14 @@ def test_page_escapes_names(site_maps):
     assert "&lt;script&gt;alert" in page
 
 
+def test_page_sets_only_the_digits_of_formulas_low(site_maps):
+    m = site_maps["CAN"]
+    named = replace(m.prediction, property="CO2 uptake at 77 K and 0.5 bar (sample-N2)")
+    page = maps._page(replace(m, prediction=named))
+    assert "CO₂ uptake at 77 K and 0.5 bar (sample-N2)" in page
+    assert "SiO₂" in page
+
+
 def test_table_of_sites(site_maps, tmp_path):
     m = site_maps["LTA"]
     rows = list(csv.DictReader(m.to_csv(tmp_path / "s.csv").open(encoding="utf-8")))

@@ -12,8 +12,7 @@ Here an attention layer is four fused steps between the matrix products, which c
 
 No sum over edges needs an atomic addition: permutations sort the edges, which stand by receiver, by
 sender and kind. For its backward pass a layer keeps some five numbers of each row and channel of an
-edge. In that pass gradients of weights, for which nothing waits, run on a second stream: their
-matrix products fill the GPU where the kernels leave it idle.
+edge. There gradients of weights, for which nothing waits, run on a second stream and fill the gaps.
 
 Layouts: nodes (S, N, C), row by row of the degrees; edges as one block for each order m ≥ 0, of
 shape (E, L + 1, C) for m = 0 and (2, E, L + 1 − m, C) for ±m, one behind the other, so that the

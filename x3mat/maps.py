@@ -37,6 +37,7 @@ PROBE_RADIUS = 1.82
 N_SITES = 12  # rows of the table of sites
 PAGE_SPACING = 0.7  # Å; the page's isosurfaces are interpolated to this
 PAGE_POINTS = 60_000
+FORMULAS = re.compile(r"(?<![\w-])(?:[A-Z][a-z]?\d*)+(?![\w-])")  # in a text
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,8 @@ def _page(site_map: SiteMap) -> str:
            "warnings": f'<section class="warn" aria-label="Warnings"><h2>Warnings</h2><ul>{notes}'
            "</ul></section>" if notes else "",
            "data": json.dumps(data).replace("<", "\\u003c")}
-    fields |= {key: unicodeify(fields[key]) for key in ("formula", "property")}
+    for key in ("formula", "property"):
+        fields[key] = FORMULAS.sub(lambda match: unicodeify(match[0]), fields[key])
     values = {**{k: html.escape(v) for k, v in fields.items()}, **raw}
     template = (Path(__file__).parent / "assets" / "map.html").read_text(encoding="utf-8")
     return re.sub(r"@@(\w+)@@", lambda match: values[match[1]], template)
