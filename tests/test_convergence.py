@@ -63,6 +63,15 @@ def test_plan_of_radii_is_brief():
         assert asdict(config) == asdict(usual) | {"seed": 3, "epochs": 2, "model": model}
 
 
+def test_given_hyper_parameters_are_those_of_all_trainings():
+    given = ["windows_per_crystal=3", "model.channels=16", "model.radius=9"]
+    jobs = convergence.plan("radii", NAME, [4.0, 8.0], [3], (50, 2), given)
+    jobs += convergence.plan("sizes", NAME, [100], [0], (10, 1), given[:2])
+    for *_, config in jobs:
+        assert (config.windows_per_crystal, config.model.channels) == (3, 16)
+    assert [config.model.radius for *_, config in jobs[:2]] == [4.0, 8.0]  # what is asked for wins
+
+
 def test_plan_of_degrees_changes_them_alone():
     usual = train_config(application(NAME))
     jobs = convergence.plan("degrees", NAME, [0, 1, 4], [0], (50, 2))

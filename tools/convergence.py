@@ -25,6 +25,8 @@ examples:
   python tools/convergence.py mof-n2 degrees --device cuda --jobs 4
   python tools/convergence.py qmof-gap variants --values usual uniform se3 window --device cuda
   python tools/convergence.py mof-n2 steps
+  python tools/convergence.py zeolite-n2 radii --seeds 0 1 --jobs 2 --brief 1000 25 \\
+      --set copies=0 windows_per_crystal=8 model.l_max=1 model.m_max=1 model.channels=16
 """
 
 from __future__ import annotations
@@ -88,20 +90,20 @@ def changes(what: str, name: str, value: float | str) -> list[str]:
 
 
 def plan(what: str, name: str, values: Sequence[float | str], seeds: Sequence[int],
-         brief: tuple[int, int]) -> list[tuple]:  # fmt: skip
+         brief: tuple[int, int], given: Sequence[str] = ()) -> list[tuple]:  # fmt: skip
     """(value, seed, number of crystals, hyper-parameters) of each training."""
     chosen, out = application(name), []
     for value in values:
         for seed in seeds:
             if what == "sizes":
-                config = train_config(chosen, [f"seed={seed}"])
+                config = train_config(chosen, [*given, f"seed={seed}"])
                 shorter = -(-LEAST_STEPS * config.crystals_per_step // int(value))
                 config = train_config(
-                    chosen, [f"seed={seed}", f"epochs={max(config.epochs, shorter)}"]
+                    chosen, [*given, f"seed={seed}", f"epochs={max(config.epochs, shorter)}"]
                 )
                 out.append((value, seed, int(value), config))
             else:
-                usual = [f"seed={seed}", f"epochs={brief[1]}"]
+                usual = [*given, f"seed={seed}", f"epochs={brief[1]}"]
                 config = train_config(chosen, [*usual, *changes(what, name, value)])
                 out.append((value, seed, brief[0], config))
     return out
@@ -187,7 +189,7 @@ def train_all(args: argparse.Namespace, jobs: Sequence[tuple]) -> tuple[list[Pat
 
 def rows_of_trainings(args: argparse.Namespace, names: Sequence[str]) -> list[dict]:
     """For each value the means that its networks, one of each seed, predict, and their costs."""
-    jobs = plan(args.what, args.application, args.values, args.seeds, tuple(args.brief))
+    jobs = plan(args.what, args.application, args.values, args.seeds, tuple(args.brief), args.set)
     files, costs = train_all(args, jobs)
     rows = []  # networks of one radius read the same windows
     for group in [args.values] if args.what == "sizes" else [[v] for v in args.values]:
@@ -252,6 +254,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--brief", type=int, nargs=2, default=BRIEF,
                         help="crystals and epochs for all but sizes")  # fmt: skip
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="hyper-parameters of the trainings, as for x3mat train")  # fmt: skip
     parser.add_argument("--limit", type=int, help="of the crystals that are predicted")
     parser.add_argument("--name", help="of the result, if another than that of the question")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
