@@ -349,6 +349,25 @@ def test_what_is_said_of_sizes():
     assert rows[300]["mae"] < histogram["test_mae"] < rows[100]["mae"]
 
 
+def test_what_is_said_of_radii_of_zeolites():
+    record, whole = (results.read(f"zeolite-n2/{what}.json") for what in ("radii", "summary"))
+    rows = record["rows"]
+    assert [row["value"] for row in rows] == [3.0, 4.0, 5.0, 6.0, 8.0, 10.0]
+    assert record["half"] == "validation"
+    assert record["n"] == len(application("zeolite-n2").folds()[0].halves[0])
+    assert record["seeds"] == [0, 1]
+    errors = [row["mae"] for row in rows]
+    assert min(errors[:2]) > max(errors[2:])
+    assert min(errors[2:]) == errors[4]  # "between"
+    assert max(errors[2:]) == errors[5]
+    apart = max(np.ptp(row["mae_of_each_seed"]) for row in rows[2:])
+    assert apart > np.ptp(errors[2:])
+    for error in errors[2:]:  # "some three times"
+        assert 2.5 < error / whole["test_mae"] < 3.5
+    command = record["provenance"]["command"]
+    assert "copies=0 windows_per_crystal=8 model.l_max=1 model.m_max=1 model.channels=16" in command
+
+
 def test_what_is_said_of_grids_of_zeolites():
     record = results.read("zeolite-n2/steps.json")
     rows = {row["value"]: row for row in record["rows"]}
