@@ -374,15 +374,11 @@ class RadialNetwork(nn.Module):
                                   nn.Linear(hidden, outputs))
 
     def forward(self, edges: Edges) -> Tensor:
-        out = self.rest[-1](self.hidden(edges))
-        return out if edges.kind is None else out.index_select(0, edges.kind)
-
-    def hidden(self, edges: Edges) -> Tensor:
-        """What the last linear map reads, (K, hidden)."""
         x = self.distance(edges.basis)
         sender, receiver = edges.src[edges.first], edges.dst[edges.first]
         x = x + (edges.element @ self.sender).index_select(0, sender)
-        return self.rest[:-1](x + (edges.element @ self.receiver).index_select(0, receiver))
+        x = self.rest(x + (edges.element @ self.receiver).index_select(0, receiver))
+        return x if edges.kind is None else x.index_select(0, edges.kind)
 
 
 class Attention(nn.Module):
