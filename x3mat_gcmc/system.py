@@ -568,15 +568,14 @@ def make_grids(system: System, guests: Guests, settings: GCMCSettings, device: s
             system.grids[t] = _spline_coefficients(np.arcsinh(energy / guests.stretch[t]))
 
 
-def insertion_cdfs(
+def dilute_densities(
     systems: Sequence[System], guests: Guests, states: Sequence[tuple[int, GCMCSettings]],
     device: str,
 ) -> list[list[np.ndarray]]:  # fmt: skip
-    """Cumulative probabilities of the voxels for insertions, by state and species.
+    """Number densities z_k B_k of each species in the voxels, (n1, n2, n3), 1/Å3, by state.
 
-    Probabilities follow the occupancy of a Langmuir lattice gas, z_k B_k / (1 + v Σ z_m B_m) with
-    the mean Boltzmann factor B of a voxel, blurred over its neighbours; one per cent is uniform.
-    They need not be exact: acceptance and weights account for them.
+    z is the activity and B the mean Boltzmann factor of a molecule in the voxel, at random places
+    and in random directions: what there would be if molecules did not feel each other.
     """
     from x3mat_gcmc import kernel
 
@@ -589,15 +588,31 @@ def insertion_cdfs(
         for k, out_k in enumerate(factors):
             kernel.fill(device, kernel.boltzmann, out_k, on_device, p, k)
         z = np.exp(tables.log_activity[p]) / systems[i].volume
-        total = 1 + MOLECULE_VOLUME * sum(a * b for a, b in zip(z, factors, strict=True))
+        out.append([a * b.reshape(m) for a, b in zip(z, factors, strict=True)])
+    return out
+
+
+def insertion_cdfs(
+    systems: Sequence[System], guests: Guests, states: Sequence[tuple[int, GCMCSettings]],
+    device: str,
+) -> list[list[np.ndarray]]:  # fmt: skip
+    """Cumulative probabilities of the voxels for insertions, by state and species.
+
+    Probabilities follow the occupancy of a Langmuir lattice gas, z_k B_k / (1 + v Σ z_m B_m) with
+    :func:`dilute_densities` z B, blurred over the neighbours of a voxel; one per cent is uniform.
+    They need not be exact: acceptance and weights account for them.
+    """
+    out = []
+    for dilute in dilute_densities(systems, guests, states, device):
+        total = 1 + MOLECULE_VOLUME * sum(dilute)
         out.append([])
-        for b in factors:
-            weight = (b / total).reshape(m)
+        for density in dilute:
+            weight = density / total
             for axis in range(3):
                 weight = (weight + 0.25 * (np.roll(weight, 1, axis) + np.roll(weight, -1, axis)))
-            weight = weight.ravel()
-            share = weight / weight.sum() if weight.sum() > 0 else np.full(len(b), 1 / len(b))
-            cdf = np.cumsum(0.99 * share + 0.01 / len(b))
+            weight, n = weight.ravel(), weight.size
+            share = weight / weight.sum() if weight.sum() > 0 else np.full(n, 1 / n)
+            cdf = np.cumsum(0.99 * share + 0.01 / n)
             out[-1].append(cdf / cdf[-1])
     return out
 

@@ -1,0 +1,207 @@
+"""Networks that know where the gas is: densities, what is told, and what the chapter says of it."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import places
+import pytest
+import torch
+
+from x3mat import databases, results
+from x3mat.applications import application
+from x3mat.training import collate, set_constants, train_config
+from x3mat_gcmc import Framework
+from x3mat_gcmc.charges import predicted_charges
+
+SMALL = ["model.l_max=1", "model.m_max=1", "model.channels=8", "model.heads=2",
+         "model.radial_functions=8", "model.radial_hidden=8", "model.feed_forward=8",
+         "windows_per_crystal=4", "crystals_per_step=2"]  # fmt: skip
+NAMES = "AXUDII04_clean", "BOCTOE01_clean"  # small, and with little in them
+
+
+@pytest.fixture(scope="module")
+def app():
+    return application(places.NAME)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labels")
+    places.label_part(folder / "0000.npz", NAMES, None, "cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(made):
+    return places.read_labels(made)
+
+
+@pytest.fixture(scope="module")
+def told(app, labels):
+    config = train_config(app, SMALL)
+    usual = np.zeros(places.TOLD), np.ones(places.TOLD)
+    targets = app.labels().loc[list(NAMES), list(app.columns)].to_numpy(float)
+    mean, seen = ([part[name] for name in NAMES] for part in labels)
+    return config, places.ToldWindows(
+        NAMES, app.crystal, targets, config.model, 4, mean=mean, seen=seen, usual=usual)
+
+
+def test_few_molecules_are_where_the_simulation_has_them(app, labels):
+    for name in NAMES:
+        simulated = app.labels().loc[name, list(app.columns)].to_numpy(float)
+        assert labels[0][name] == pytest.approx(simulated, rel=0.06)
+
+
+def test_windows_see_what_the_crystal_holds(labels):
+    for name in NAMES:
+        assert labels[1][name].shape == (2, places.PLACES)
+        assert labels[1][name].astype(float).mean(1) == pytest.approx(labels[0][name], rel=0.05)
+
+
+def test_a_blurred_density_keeps_its_sum_and_its_place():
+    lattice = np.array([[8.0, 0, 0], [2.0, 9.0, 0], [0, 1.0, 10.0]])
+    density = np.zeros((16, 18, 20))
+    density[3, 4, 5] = 1.0
+    found = places.blurred(lattice, density, 1.0)
+    assert found.sum() == pytest.approx(1.0)
+    assert np.unravel_index(found.argmax(), found.shape) == (3, 4, 5)
+    step = np.array([2 / 16, 0, 0]) @ lattice  # two voxels on
+    ratio = found[5, 4, 5] / found[3, 4, 5]
+    assert ratio == pytest.approx(np.exp(-0.5 * step @ step), rel=1e-3)
+    assert places.blurred(lattice, np.full((4, 4, 4), 2.0), 1.5) == pytest.approx(2.0)
+
+
+def test_densities_turn_with_the_crystal():
+    """A cell with two axes exchanged has the same densities, exchanged."""
+    crystal = databases.iza("SOD", symprec=0.0)
+    charges = predicted_charges(crystal)
+    frac = crystal.frac_coords * [1.0, 0.9, 1.1] % 1.0  # no longer cubic
+    lattice = crystal.lattice * [[1.0], [1.05], [1.1]]
+    one = places.densities(Framework(lattice, crystal.species, frac, charges), "cpu")
+    swapped = places.densities(
+        Framework(lattice[[1, 0, 2]], crystal.species, frac[:, [1, 0, 2]], charges), "cpu")
+    for a, b in zip(one, swapped, strict=True):
+        turned = places.blurred(lattice[[1, 0, 2]], b, 1.0).swapaxes(0, 1)
+        expected = places.blurred(lattice, a, 1.0)
+        assert turned.shape == expected.shape  # places within voxels are random
+        assert np.corrcoef(turned.ravel(), expected.ravel())[0, 1] > 0.99
+        assert turned.mean() == pytest.approx(expected.mean(), rel=0.05)
+
+
+def test_places_are_taken_in_a_row_and_again(told):
+    _, data = told
+    data = places.PlacedWindows(**{k: v for k, v in vars(data).items() if k != "usual"})
+    item, again, other = data[2, 1], data[2, 1], data[3, 1]
+    assert item.target.shape == (8,)
+    assert (item.target == again.target).all()
+    assert (item.target != other.target).any()
+    seen = data.seen[1].astype(float)
+    first = int(np.flatnonzero((item.target[:2] == seen.T).all(1))[0])
+    chosen = (first + np.arange(4)) % places.PLACES
+    assert item.target.reshape(4, 2) == pytest.approx(seen[:, chosen].T)
+    assert item.windows.centers == pytest.approx(chosen[:, None] * places.STRIDE % 1.0)
+
+
+def test_who_has_learned_nothing_says_what_it_is_told(told, labels):
+    config, data = told
+    torch.manual_seed(0)
+    model = places.ToldX3Mat(config.model)
+    set_constants(model, data)
+    found = places.told_predictions(model.eval(), data)
+    assert found == pytest.approx(np.array([labels[0][n] for n in NAMES]), rel=1e-3)
+    batch = collate([data[0, 0], data[0, 1]])
+    y = places.told_means(model, batch.graph(), batch.share, batch.crystal, 2)
+    off = batch.target.numpy() - data.targets  # as much as the label is off
+    assert y.detach().numpy() - off == pytest.approx(found, rel=1e-3, abs=1e-3)
+
+
+def test_corrections_are_learned_from_atoms_and_from_densities(told):
+    config, data = told
+    torch.manual_seed(0)
+    model = places.ToldX3Mat(config.model)
+    with torch.no_grad():
+        model.head[-1].weight.normal_()
+    batch = collate([data[0, 0], data[0, 1]])
+    share = batch.share.clone().requires_grad_()
+    places.told_means(model, batch.graph(), share, batch.crystal, 2).sum().backward()
+    assert share.grad[:, 3:].abs().max() > 0  # beyond share and densities
+    unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [name for name in unused if "blocks" in name or "embedding" in name]
+
+
+@pytest.mark.parametrize("how", ["told", "first"])
+def test_a_training_is_kept_and_begins_where_it_should(how, app, tmp_path, monkeypatch, made):
+    fold = app.folds()[0]
+    small = type(fold)(NAMES, ((NAMES[0],), (NAMES[1],)))
+    monkeypatch.setattr(type(app), "folds", lambda self: [small])
+    args = argparse.Namespace(first=2, epochs=2, limit=None, set=SMALL, labels=made, jobs=1,
+                              runs=tmp_path, device="cpu", how=[how], seeds=[0])  # fmt: skip
+    run = places.one("then", how, 0, args)
+    assert set(run["predicted"]) == set(NAMES)
+    assert len(run["history"]) == 2
+    monkeypatch.setattr(places.training, "train", None)  # would fail
+    assert places.one("then", how, 0, args)["predicted"] == run["predicted"]
+    if how == "first":
+        begun = torch.load(places.one("first", how, 0, args)["weights"], weights_only=True)
+        started = places.started(places.one("first", how, 0, args)["weights"],
+                                 train_config(app, SMALL).model)  # fmt: skip
+        assert all(torch.equal(begun[k], v) for k, v in started.state_dict().items())
+
+
+# ----------------------------------------------------------------------------------- the record
+
+
+@pytest.fixture(scope="module")
+def record():
+    return results.read("mof-co2n2/places.json")
+
+
+def rows_of(record):
+    return {row["how"]: row for row in record["rows"]}
+
+
+def test_the_record_is_of_these_halves(record, app):
+    fold = app.folds()[0]
+    assert record["n"] == {k: len(h) for k, h in zip(record["n"], fold.halves, strict=True)}
+    assert record["n_train"] == len(fold.train)
+    ours = record["volume_A3"], record["range_A"], record["seen_A"], record["places"]
+    assert ours == (places.EXCLUDED, places.RANGE, places.SEEN, places.PLACES)
+    label = app.labels().loc[list(fold.halves[1]), list(app.columns)].to_numpy()
+    error = np.abs(np.array(record["told"]) - label).mean()
+    assert error == pytest.approx(rows_of(record)["told"]["test"]["mae_of_mean_over_seeds"],
+                                  abs=0.02)  # fmt: skip
+    summary = results.read("mof-co2n2/summary.json")
+    usual = rows_of(record)["usual"]
+    assert usual["test"]["mae"] == pytest.approx(summary["test_mae"], abs=1e-3)
+    assert usual["validation"]["mae"] == pytest.approx(summary["validation_mae"], abs=1e-3)
+
+
+def test_what_is_said_of_places(record):
+    """ "All three seeds err less", "less than half", "no more than the networks" ..."""
+    rows = rows_of(record)
+    assert list(rows) == ["usual", "lattice gas", "gradient boosting", "first", "told"]
+    for half in ("validation", "test"):
+        usual, first, told = (rows[how][half] for how in ("usual", "first", "told"))
+        assert (np.array(first["mae_of_each_seed"]) < usual["mae_of_each_seed"]).all()
+        assert first["gain_interval"][0] > 0
+        assert told["gain_interval"][0] > 0
+        assert told["mae"] < usual["mae"] / 2
+        assert told["interval"][1] < 8.5
+        assert rows["lattice gas"][half]["mae"] < usual["mae"]
+        assert told["mae"] < rows["gradient boosting"][half]["mae"] < first["mae"]
+    assert rows["first"]["train_mae"][0] < rows["first"]["validation"]["mae"] / 2
+    assert 0.5 < record["cost"]["seconds"] / record["cost"]["crystals"] < 1.5  # "about 1 s"
+    low, middle, high = record["dilute"]["ratio_quartiles"][0]
+    assert 0.95 < low < middle < high < 1.05  # "agree"
+
+
+def test_the_worst_are_told_better(record, app):
+    """ "The ten worst from above, once more" """
+    told = dict(zip(app.folds()[0].halves[1], record["told"], strict=True))
+    worst = results.read("mof-co2n2/errors.json")["gases"]["CO2"]["worst"]
+    better = [abs(told[w["name"]][0] - w["label"]) < abs(w["predicted"] - w["label"])
+              for w in worst]  # fmt: skip
+    assert len(better) == 10
+    assert all(better)

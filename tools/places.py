@@ -1,0 +1,501 @@
+"""Would networks of mof-co2n2 err less if they knew where in a crystal the gas is?
+
+A label is one number for a crystal, and the network has to find out by itself which places make it.
+But for a rigid framework with given charges, energies at all places are cheap. A Langmuir lattice
+gas turns them into densities of each gas k, with the mean Boltzmann factor B of a molecule at r,
+
+    ρ_k(r) = z_k B_k(r) / (1 + v G_s Σ_m z_m B_m(r)),      v = 60 Å3, s = 1.5 Å,
+
+where G_s blurs by a Gaussian: molecules exclude each other from their surroundings, and do not
+attract each other. A window sees the density around its centre, blurred by a Gaussian of 1 Å.
+
+--how first   The network first learns the densities that windows see, each window with a label of
+              its own, then the crystals' labels as usual. It is X3Mat: nothing but atoms enters.
+--how told    The network is told, of each window, the densities it sees, and how they are
+              distributed over the crystal (logarithms of means and of quantiles), and corrects
+              them: y = ρ exp(a) + b, with a and b = 0 to begin with. A prediction needs charges
+              and energies of the crystal, too. Windows are drawn, and their mean is off by
+              chance; the label that it is compared with is off by as much as the mean of their ρ.
+gradient boosting (in the record, for comparison) learns the same correction of the mean density
+              from the same distribution, without a network.
+
+Steps, each resumable
+    labels  densities at 384 places of each crystal, and means, into a folder; charges are predicted
+            (x3mat_gcmc.charges)
+    train   networks on the training set of fold 0, and their predictions of the rest
+    table   the record data/results/mof-co2n2/places.json (or --name)
+
+Errors are those of validation and test half; nothing is chosen by the latter.
+
+examples:
+  python tools/places.py labels --device cuda --jobs 30
+  python tools/places.py train --how told --seeds 0 --device cuda
+  python tools/places.py table --device cuda --jobs 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import convergence
+import gcmc_checks
+import numpy as np
+import torch
+from scipy import fft, ndimage
+from sklearn.ensemble import HistGradientBoostingRegressor
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from x3mat import results, training
+from x3mat.applications import application
+from x3mat.errors import X3MatError
+from x3mat.model import X3Mat, X3MatConfig
+from x3mat.sampling import STRIDE, windows_at
+from x3mat.screening import for_each, side_by_side
+from x3mat_gcmc import Framework
+from x3mat_gcmc.charges import predicted_charges
+from x3mat_gcmc.system import dilute_densities, make_grids, make_guests, make_system
+
+NAME = "mof-co2n2"
+PLACES = 384  # of each crystal: k STRIDE mod 1
+PART = 50  # crystals in a file of labels
+EXCLUDED, RANGE = 60.0, 1.5  # Å3, Å: chosen on 90 training crystals
+SEEN = 1.0  # Å
+QUANTILES = 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0
+TOLD = 2 * (2 + len(QUANTILES))  # numbers of each window
+SMALL = 1e-3  # g/L
+STEEPEST = 3.0
+LITTLE = 0.5, 8.0  # g/L of CO2
+AGAINST = {"first": "usual", "told": "gradient boosting"}  # what a way is compared with
+MOST = 1e6  # 1/Å3; such places are full long before
+SETTINGS = replace(gcmc_checks.SETTINGS["co2-n2"], spacing=0.4)
+G_PER_L = 1e27 / 6.02214076e23 * np.array([44.0095, 28.0134])  # for one molecule in 1 Å3
+
+
+# ------------------------------------------------------------------------------------ labels
+
+
+def blurred(lattice: np.ndarray, density: np.ndarray, sd: float) -> np.ndarray:
+    """A periodic density, (n1, n2, n3), convolved with a Gaussian of ``sd`` Å."""
+    n = density.shape
+    waves = [fft.fftfreq(n[0], 1 / n[0]), fft.fftfreq(n[1], 1 / n[1]), fft.rfftfreq(n[2], 1 / n[2])]
+    k = 2 * np.pi * np.stack(np.meshgrid(*waves, indexing="ij"), -1) @ np.linalg.inv(lattice).T
+    out = fft.irfftn(fft.rfftn(density) * np.exp(-0.5 * sd**2 * (k**2).sum(-1)), s=n)
+    return out.clip(0)
+
+
+def densities(framework: Framework, device: str) -> list[np.ndarray]:
+    """Of each gas in the voxels, g/L."""
+    guests = make_guests(SETTINGS)
+    system = make_system(framework, SETTINGS, guests)
+    make_grids(system, guests, SETTINGS, device)
+    dilute = dilute_densities([system], guests, [(0, SETTINGS)], device)[0]
+    dilute = [np.minimum(x, MOST) for x in dilute]
+    around = 1 + EXCLUDED * blurred(framework.lattice, sum(dilute), RANGE)
+    return [unit * x / around for unit, x in zip(G_PER_L, dilute, strict=True)]
+
+
+def at_places(lattice: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """What windows around the places see of a density, (PLACES,)."""
+    places = (np.arange(PLACES)[:, None] * STRIDE) % 1.0
+    voxels = places.T * np.array(density.shape)[:, None] - 0.5  # of which values are at the middle
+    return ndimage.map_coordinates(blurred(lattice, density, SEEN), voxels, order=1,
+                                   mode="grid-wrap")  # fmt: skip
+
+
+def label_part(file: Path, names: Sequence[str], charges: Path | None, device: str) -> None:
+    """Means, and densities seen at the places, of some crystals, into a file."""
+    torch.set_num_threads(1)
+    rows, known = [], np.load(charges) if charges else {}
+    for name in names:
+        crystal = application(NAME).crystal(name, symprec=0.0)
+        of = known[name].astype(float) if name in known else predicted_charges(crystal)
+        framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords, of, name)
+        found = densities(framework, device)
+        seen = [at_places(crystal.lattice, density) for density in found]
+        rows.append(([x.mean() for x in found], seen))
+    mean, seen = map(np.array, zip(*rows, strict=True))
+    with results.replacing(file) as out:
+        np.savez_compressed(out, name=names, mean=mean.astype(np.float32),
+                            seen=seen.astype(np.float16))  # fmt: skip
+
+
+def label_all(args: argparse.Namespace) -> None:
+    """The step `labels`."""
+    fold = application(NAME).folds()[0]
+    names = [*fold.train, *fold.rest][: args.limit]
+    args.labels.mkdir(parents=True, exist_ok=True)
+    parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges,
+              args.device)
+             for k in range(0, len(names), PART)]  # fmt: skip
+    side_by_side(label_part, [part for part in parts if not part[0].exists()], args.jobs)
+
+
+def read_labels(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Means, (2,), and densities seen at the places, (2, PLACES), by crystal, g/L."""
+    mean, seen = {}, {}
+    for file in sorted(folder.glob("*.npz")):
+        with np.load(file) as found:
+            names = found["name"].tolist()
+            mean |= dict(zip(names, found["mean"], strict=True))
+            seen |= dict(zip(names, found["seen"], strict=True))
+    return mean, seen
+# ---------------------------------------------------------------------------------- training
+
+
+def distribution(mean: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """What is told of a crystal: logarithms of mean densities and of quantiles, (16,)."""
+    quantiles = np.quantile(seen.astype(float), QUANTILES, axis=1).ravel()
+    return np.log(np.concatenate([mean, quantiles]) + SMALL)
+
+
+@dataclass(eq=False, repr=False)
+class PlacedWindows(training.DrawnWindows):
+    """Windows at some of the places of each crystal, in a row and so spread evenly, whose targets
+    are the densities that they see."""
+
+    mean: Sequence[np.ndarray] = ()  # density in each crystal, (outputs,)
+    seen: Sequence[np.ndarray] = ()  # at its places, (outputs, PLACES)
+
+    def drawn(self, item: tuple[int, int]) -> tuple[training.Item, np.ndarray]:
+        """Windows, and what they see, (outputs, W)."""
+        epoch, i = item
+        first = np.random.default_rng([self.seed, epoch, i]).integers(PLACES)
+        chosen = (first + np.arange(self.windows_per_crystal)) % PLACES
+        crystal, pairs = self.known[i]
+        windows = windows_at(
+            crystal, chosen[:, None] * STRIDE % 1.0, self.config.radius, self.config.step)
+        share = np.full(len(chosen), 1 / len(chosen))
+        return (training.Item(windows, pairs, share, self.targets[i]),
+                self.seen[i][:, chosen].astype(float))
+
+    def __getitem__(self, item: int | tuple[int, int]) -> training.Item:
+        found, seen = self.drawn(item if isinstance(item, tuple) else (0, item))
+        return found._replace(target=seen.T.ravel())
+
+
+@dataclass(eq=False, repr=False)
+class ToldWindows(PlacedWindows):
+    """Likewise; beside the share of each window stand densities and what else is told of it."""
+
+    usual: tuple[np.ndarray, np.ndarray] = ()  # mean and standard deviation of what is told
+
+    def __getitem__(self, item: int | tuple[int, int]) -> training.Item:
+        epoch, i = item if isinstance(item, tuple) else (0, item)
+        found, seen = self.drawn((epoch, i))
+        told = (told_of(self.mean[i], self.seen[i], seen) - self.usual[0]) / self.usual[1]
+        return found._replace(share=np.column_stack([found.share, seen.T, told]),
+                              target=found.target + seen.mean(1) - self.mean[i])  # fmt: skip
+
+
+def told_of(mean: np.ndarray, every: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Logarithms of what windows of a crystal see, and of its distribution, (W, TOLD)."""
+    of_crystal = np.tile(distribution(mean, every), (seen.shape[1], 1))
+    return np.column_stack([np.log(seen.T + SMALL), of_crystal])
+
+
+@dataclass(frozen=True)
+class ToldGraph(training.WindowGraph):
+    """Windows of which something is told."""
+
+    told: Tensor | None = None  # (W, outputs + TOLD): densities first
+
+
+class ToldX3Mat(X3Mat):
+    """Contributions ρ exp(a) + b; the probes' scalars and what is told give a and b."""
+
+    def __init__(self, config: X3MatConfig):
+        super().__init__(config)
+        c, n = config.channels, config.outputs
+        self.head = nn.Sequential(nn.Linear(c + TOLD, c), nn.SiLU(), nn.Linear(c, 2 * n))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+
+    def readout(self, scalars: Tensor) -> Tensor:
+        return self.norm(scalars)
+
+    def network(self, graph: training.WindowGraph, geometry: tuple | None = None) -> Tensor:
+        scalars, n = super().network(graph, geometry), self.config.outputs
+        told = getattr(graph, "told", None)
+        if told is None:  # to measure memory
+            told = scalars.new_zeros(len(scalars), n + TOLD)
+        a, b = self.head(torch.cat([scalars, told[:, n:]], 1)).split(n, dim=1)
+        return told[:, :n] * torch.exp(a.clamp(-STEEPEST, STEEPEST)) + self.scale * b
+
+
+def windows_of(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal: Tensor,
+               n: int, each: int) -> Tensor:  # fmt: skip
+    """Contributions of `each` window of n crystals, one after the other, (n, each × outputs)."""
+    return model.network(graph)[: n * each].reshape(n, -1)
+
+
+def told_means(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal: Tensor,
+               n: int) -> Tensor:  # fmt: skip
+    """Mean contributions to n crystals, (n, outputs)."""
+    y = model.network(ToldGraph(**vars(graph), told=share[:, 1:]))
+    return y.new_zeros(n, y.shape[1]).index_add(0, crystal, y * share[:, :1])
+
+
+@contextmanager
+def predicting(function: Callable[..., Tensor] | None) -> Iterator[None]:
+    """Train with function(model, graph, share, crystal, n) as prediction, if one is given."""
+    before = training.predict_mean, training.PaddedMean.forward
+
+    def predict_mean(model: X3Mat, batch: training.Batch, max_atoms: int) -> Tensor:
+        return function(model, batch.graph(), batch.share, batch.crystal, len(batch.target))
+
+    def forward(self, positions, species, window, src, dst, crystal, share, *shared) -> Tensor:
+        graph = training.WindowGraph(positions, species, window, src, dst, len(share), *shared)
+        return function(self.model, graph, share, crystal, self.crystals)
+
+    if function:
+        training.predict_mean, training.PaddedMean.forward = predict_mean, forward
+    try:
+        yield
+    finally:
+        training.predict_mean, training.PaddedMean.forward = before
+
+
+def started(file: Path, config: X3MatConfig) -> X3Mat:
+    """A network with the weights of a file."""
+    model = X3Mat(config)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model
+
+
+@torch.no_grad()
+def told_predictions(model: ToldX3Mat, data: ToldWindows) -> np.ndarray:
+    """From windows around all places of each crystal, (n, outputs)."""
+    data, found = replace(data, windows_per_crystal=PLACES), []
+    items = tqdm(for_each(data.__getitem__, range(len(data))), "predictions", len(data))
+    for item, label in zip(items, data.targets, strict=True):
+        batch = training.collate([item]).to(model.shift.device)
+        y = told_means(model, batch.graph(), batch.share, batch.crystal, 1).cpu().numpy()[0]
+        found.append(y - (item.target - label))  # by how much the mean over the places is off
+    return np.array(found)
+
+
+def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
+    """Train a stage, "first" or "then", keep the weights and what it took; or read it."""
+    chosen, fold = application(NAME), application(NAME).folds()[0]
+    epochs = {"first": args.first, "then": args.epochs}[stage]
+    config = training.train_config(chosen, [*args.set, f"seed={seed}", f"epochs={epochs}"])
+    begins = how == "first" and stage == "then"
+    plan = [how, stage, begins and args.first, args.limit, asdict(config)]
+    folder = kept(args.runs, plan)
+    if (folder / "found.json").exists():
+        return {**json.loads((folder / "found.json").read_text()), "weights": folder / "model.pt"}
+    mean, seen = read_labels(args.labels)
+    names = [part[: args.limit] for part in (fold.train, *fold.halves)]
+    told = np.concatenate([told_of(mean[n], seen[n], seen[n].astype(float)) for n in names[0]])
+    usual = told.mean(0), told.std(0)
+
+    def data(part: Sequence[str], learn: bool) -> training.DrawnWindows:
+        found = training.crystals_of(chosen, part, config, learn)
+        if begins:
+            return found
+        own = {"mean": [mean[n] for n in part], "seen": [seen[n] for n in part]}
+        found = replace(found, windows_per_crystal=config.windows_per_crystal)
+        more = {"usual": usual} if how == "told" else {}
+        return (ToldWindows if more else PlacedWindows)(**vars(found), **own, **more)
+
+    network, function = X3Mat, None
+    if begins:
+        network = partial(started, one("first", how, seed, args)["weights"])
+    elif how == "told":
+        network, function = ToldX3Mat, told_means
+    else:
+        function = partial(windows_of, each=config.windows_per_crystal)
+    with predicting(function):
+        result = training.train(
+            config, data(names[0], True), data(names[1], False), folder, device=args.device,
+            progress=args.jobs == 1, check_every=4, jobs=args.jobs, network=network)  # fmt: skip
+    rest, found = [*names[1], *names[2]], {}
+    if stage == "then":
+        y = (told_predictions(result.model, data(rest, False)) if how == "told" else
+             convergence.predicted([result.model], NAME, rest, config.model.step)[0][0])
+        found = dict(zip(rest, y.tolist(), strict=True))
+    torch.save({k: v.cpu() for k, v in result.model.state_dict().items()}, folder / "model.pt")
+    about = {"plan": plan, "history": result.history, "seconds": result.wall_s,
+             "predicted": found, "device": gcmc_checks.device_name(args.device)}  # fmt: skip
+    (folder / "found.json").write_text(json.dumps(about))
+    return {**about, "weights": folder / "model.pt"}
+
+
+def kept(runs: Path, plan: list) -> Path:
+    """Folder of a training's states."""
+    return runs / "places" / hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]
+
+
+def errors(predicted: dict[str, Sequence[float]], names: Sequence[str]) -> list[float]:
+    """Mean absolute error of each gas, g/L."""
+    app = application(NAME)
+    label = app.labels().loc[list(names), list(app.columns)].to_numpy()
+    return np.abs(np.array([predicted[name] for name in names]) - label).mean(0).tolist()
+
+
+def train_all(args: argparse.Namespace) -> dict[tuple[str, int], dict]:
+    """The step `train`: what :func:`one` found for each way and seed."""
+    first = [("first", "first", seed, args) for seed in args.seeds if "first" in args.how]
+    then = [("then", how, seed, args) for how in args.how for seed in args.seeds]
+    side_by_side(one, first, args.jobs)
+    found = dict(zip([job[1:3] for job in then], side_by_side(one, then, args.jobs), strict=True))
+    check = application(NAME).folds()[0].halves[0][: args.limit]
+    for (how, seed), run in found.items():
+        print(f"{how}, seed {seed}: {np.mean(errors(run['predicted'], check)):.2f} g/L (validation)"
+              f" after {run['seconds']:.0f} s")  # fmt: skip
+    return found
+
+
+# ----------------------------------------------------------------------------------- results
+
+
+def boosted(names: Sequence[str], learn: Sequence[str], mean: dict, seen: dict) -> np.ndarray:
+    """Mean densities and what they lack by gradient boosting, for three seeds, (3, n, outputs)."""
+    app = application(NAME)
+    x, x_new = (np.array([distribution(mean[n], seen[n]) for n in part]) for part in (learn, names))
+    lacks = app.labels().loc[list(learn), list(app.columns)] - np.array([mean[n] for n in learn])
+    y = np.array([[mean[n] for n in names]] * 3, float)
+    for seed in range(3):
+        for k, column in enumerate(lacks):
+            trees = HistGradientBoostingRegressor(
+                loss="absolute_error", max_iter=400, learning_rate=0.05, max_features=0.5,
+                random_state=seed)  # fmt: skip
+            y[seed, :, k] += trees.fit(x, lacks[column]).predict(x_new)
+    return y
+
+
+def usual(names: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    """Predictions of the application's networks, (seeds, n, outputs)."""
+    runs = [results.read(f"{NAME}/runs/fold0-seed{seed}.json") for seed in seeds]
+    found = [{p["name"]: p["predicted"] for p in run["predictions"]} for run in runs]
+    return np.array([[each[name] for name in names] for each in found])
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """95 % of bootstraps of the crystals have their mean value in it."""
+    draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
+    return np.quantile(values[draws].mean(1), [0.025, 0.975]).tolist()
+
+
+def scores(y: np.ndarray, label: np.ndarray, other: np.ndarray | None) -> dict:
+    """Of predictions (seeds, n, outputs); beside those of another way, if there is one."""
+    error, together = np.abs(y - label), y.mean(0) - label
+    r2 = 1 - (together**2).sum(0) / ((label - label.mean(0)) ** 2).sum(0)
+    found = {
+        "mae": error.mean(), "interval": interval(error.mean((0, 2))),
+        "mae_of_each_seed": error.mean((1, 2)), "mae_of_mean_over_seeds": np.abs(together).mean(),
+        "mae_of_each_output": error.mean((0, 1)),
+        "mae_of_mean_of_each_output": np.abs(together).mean(0), "r2_of_each_output": r2,
+    }  # fmt: skip
+    if other is not None:
+        gain = (np.abs(other - label).mean(0) - error.mean(0)).mean(1)
+        found |= {"gain": gain.mean(), "gain_interval": interval(gain)}
+    return {key: np.round(value, 4).tolist() for key, value in found.items()}
+
+
+def cost(names: Sequence[str]) -> dict:
+    """Seconds for charges and densities of some crystals on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        label_part(Path(folder, "compiled.npz"), names[:1], None, "cpu")
+        began = time.perf_counter()
+        label_part(Path(folder, "timed.npz"), names, None, "cpu")
+    torch.set_num_threads(threads)
+    return {"crystals": len(names), "seconds": round(time.perf_counter() - began, 1)}
+
+
+def dilute_limit(mean: dict[str, np.ndarray]) -> dict:
+    """Quartiles of the lattice gas over the label, for each gas, where there is little."""
+    label = application(NAME).labels().loc[list(mean), list(application(NAME).columns)].to_numpy()
+    little = (label[:, 0] > LITTLE[0]) & (label[:, 0] < LITTLE[1])
+    ratio = np.array(list(mean.values()))[little] / label[little]
+    return {"co2_g_per_L": LITTLE, "n": int(little.sum()),
+            "ratio_quartiles": np.quantile(ratio, [0.25, 0.5, 0.75], axis=0).T.round(4).tolist()}
+
+
+def table(args: argparse.Namespace) -> None:
+    """The step `table`."""
+    began, app, fold = time.perf_counter(), application(NAME), application(NAME).folds()[0]
+    halves = dict(zip(("validation", "test"), (h[: args.limit] for h in fold.halves), strict=True))
+    made, (mean, seen) = train_all(args), read_labels(args.labels)
+    rest, learn = [*halves["validation"], *halves["test"]], fold.train[: args.limit]
+    ways = {"usual": usual(rest, args.seeds),
+            "lattice gas": np.array([[mean[name] for name in rest]], float),
+            "gradient boosting": boosted(rest, learn, mean, seen)}  # fmt: skip
+    for how in args.how:
+        every = [made[how, seed]["predicted"] for seed in args.seeds]
+        ways[how] = np.array([[each[name] for name in rest] for each in every])
+    label = app.labels().loc[rest, list(app.columns)].to_numpy()
+    rows = []
+    for how, y in ways.items():
+        row = {"how": how}
+        if how in args.how:
+            runs = [made[how, seed] for seed in args.seeds]
+            row["seconds"] = [round(run["seconds"], 1) for run in runs]
+            row["train_mae"] = [round(run["history"][-1]["train_mae"], 3) for run in runs]
+        for half, names in halves.items():
+            at = slice(0, len(names)) if half == "validation" else slice(-len(names), None)
+            other = AGAINST.get(how)
+            row[half] = scores(y[:, at], label[at], ways[other][:, at] if other else None)
+        rows.append(row)
+    predicted = ways["told"].mean(0)[-len(halves["test"]) :].round(1) if "told" in ways else []
+    results.write(
+        f"{NAME}/{args.name}.json",
+        {"application": NAME, "unit": "g/L", "outputs": list(app.columns), "places": PLACES,
+         "n": {half: len(names) for half, names in halves.items()}, "n_train": len(learn),
+         "volume_A3": EXCLUDED, "range_A": RANGE, "seen_A": SEEN, "first_epochs": args.first,
+         "epochs": args.epochs, "set": args.set, "jobs": args.jobs, "device": runs[0]["device"],
+         "against": AGAINST, "dilute": dilute_limit(mean), "cost": cost(halves["test"][:20]),
+         "rows": rows,
+         "told": np.asarray(predicted).tolist()},  # in the order of the test half
+        seed=args.seeds, command=shlex.join(["python", "tools/places.py", *sys.argv[1:]]),
+        wall_s=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    steps = {"labels": label_all, "train": train_all, "table": table}
+    parser.add_argument("step", choices=steps)
+    parser.add_argument("--how", nargs="+", default=["first", "told"],
+                        choices=["first", "told"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--first", type=int, default=24, help="epochs of densities")
+    parser.add_argument("--epochs", type=int, default=24, help="epochs of labels")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
+                        help="hyper-parameters, as of x3mat train")  # fmt: skip
+    parser.add_argument("--limit", type=int, help="of crystals in each part (tries)")
+    parser.add_argument("--charges", type=Path, help="file of given_charges.py with the charges")
+    parser.add_argument("--labels", type=Path, default=Path("runs/places-labels"),
+                        help="folder of the labels of windows")  # fmt: skip
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    parser.add_argument("--name", default="places", help="of the record")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of states")
+    args = parser.parse_args()
+    try:
+        steps[args.step](args)
+    except X3MatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
