@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+import mof_co2n2_errors
 import numpy as np
+import pandas as pd
 import places
 import pytest
 import torch
@@ -205,3 +207,18 @@ def test_the_worst_are_told_better(record, app):
               for w in worst]  # fmt: skip
     assert len(better) == 10
     assert all(better)
+
+
+def test_what_is_said_of_selectivities(record, app):
+    """The errors' own figures, and those of the networks that are told, from their predictions."""
+    errors, found = results.read("mof-co2n2/errors.json"), record["selectivity"]
+    usual = dict(found["usual"])
+    assert usual.pop("found_of_top_co2") == errors["gases"]["CO2"]["found_of_top_tenth"]
+    assert usual.keys() == errors["selectivity"].keys()
+    assert all(usual[k] == pytest.approx(x) for k, x in errors["selectivity"].items())
+    label = app.labels().loc[list(app.folds()[0].halves[1]), list(app.columns)]
+    told = pd.DataFrame(record["told"], label.index, app.columns)
+    again = mof_co2n2_errors.of_selectivities(label, told)
+    for key in ("median_factor", "spearman", "found_of_top_tenth"):
+        assert again[key] == pytest.approx(found["told"][key], rel=0.03)
+    assert found["told"]["median_factor"] < found["lattice gas"]["median_factor"]

@@ -47,16 +47,30 @@ def tables_of_gases() -> dict[str, pd.DataFrame]:
     return {gas: predictions(NAME, k, fronts[gas]) for k, gas in enumerate(GASES)}
 
 
-def selectivities(tables: dict[str, pd.DataFrame], column: str) -> pd.Series:
-    """Of CO2 over N2, from uptakes in g/L."""
-    moles = [tables[gas][column].clip(lower=LEAST) / guest(gas)["molar_mass"] for gas in GASES]
-    return moles[0] / moles[1] * BARE.fractions[1] / BARE.fractions[0]
-
-
 def found(label: pd.Series, predicted: pd.Series) -> float:
     """Which share of the crystals with the greatest labels is among the greatest predictions."""
     n = round(TOP * len(label))
     return len(label.nlargest(n).index.intersection(predicted.nlargest(n).index)) / n
+
+
+def selectivities(uptakes: pd.DataFrame) -> pd.Series:
+    """Of CO2 over N2, from uptakes in g/L."""
+    moles = [uptakes[gas].clip(lower=LEAST) / guest(gas)["molar_mass"] for gas in GASES]
+    return moles[0] / moles[1] * BARE.fractions[1] / BARE.fractions[0]
+
+
+def of_selectivities(label: pd.DataFrame, predicted: pd.DataFrame) -> dict:
+    """How well selectivities are predicted, of crystals with enough N2; tables have the gases."""
+    kept = label.index[label.N2 >= LEAST]
+    label, predicted = (selectivities(table.loc[kept]) for table in (label, predicted))
+    factor = np.exp(np.abs(np.log(predicted / label)))
+    return {
+        "least_n2": LEAST, "n": len(kept),
+        "percentiles_5_50_95": np.percentile(label, [5, 50, 95]),
+        "spearman": float(spearmanr(label, predicted).statistic),
+        "median_factor": factor.median(), "n_within_factor_2": int((factor <= 2).sum()),
+        "found_of_top_tenth": found(label, predicted),
+    }  # fmt: skip
 
 
 def errors() -> dict:
@@ -81,16 +95,9 @@ def errors() -> dict:
             "worst_closed": int(narrow[worst.index].sum()),
             "worst_too_high": int((worst.error > 0).sum()),
         }  # fmt: skip
-    kept = (tables["N2"].half == 1) & (tables["N2"].label >= LEAST)
-    label, predicted = (selectivities(tables, c)[kept] for c in ("label", "predicted"))
-    factor = np.exp(np.abs(np.log(predicted / label)))
-    out["selectivity"] = {
-        "least_n2": LEAST, "n": int(kept.sum()),
-        "percentiles_5_50_95": np.percentile(label, [5, 50, 95]),
-        "spearman": float(spearmanr(label, predicted).statistic),
-        "median_factor": factor.median(), "n_within_factor_2": int((factor <= 2).sum()),
-        "found_of_top_tenth": found(label, predicted),
-    }  # fmt: skip
+    uptakes = (pd.DataFrame({gas: table[column][table.half == 1] for gas, table in tables.items()})
+               for column in ("label", "predicted"))  # fmt: skip
+    out["selectivity"] = of_selectivities(*uptakes)
     return out
 
 

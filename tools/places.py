@@ -50,7 +50,9 @@ from pathlib import Path
 
 import convergence
 import gcmc_checks
+import mof_co2n2_errors
 import numpy as np
+import pandas as pd
 import torch
 from scipy import fft, ndimage
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -451,7 +453,12 @@ def table(args: argparse.Namespace) -> None:
             other = AGAINST.get(how)
             row[half] = scores(y[:, at], label[at], ways[other][:, at] if other else None)
         rows.append(row)
-    predicted = ways["told"].mean(0)[-len(halves["test"]) :].round(1) if "told" in ways else []
+    tables = {how: pd.DataFrame(y.mean(0)[-len(halves["test"]) :], halves["test"], app.columns)
+              for how, y in {"label": label[None], **ways}.items()}  # fmt: skip
+    choosing = {how: {**mof_co2n2_errors.of_selectivities(tables["label"], tables[how]),
+                      "found_of_top_co2": mof_co2n2_errors.found(
+                          tables["label"].CO2, tables[how].CO2)}
+                for how in ways}  # fmt: skip
     results.write(
         f"{NAME}/{args.name}.json",
         {"application": NAME, "unit": "g/L", "outputs": list(app.columns), "places": PLACES,
@@ -459,8 +466,9 @@ def table(args: argparse.Namespace) -> None:
          "volume_A3": EXCLUDED, "range_A": RANGE, "seen_A": SEEN, "first_epochs": args.first,
          "epochs": args.epochs, "set": args.set, "jobs": args.jobs, "device": runs[0]["device"],
          "against": AGAINST, "dilute": dilute_limit(mean), "cost": cost(halves["test"][:20]),
-         "rows": rows,
-         "told": np.asarray(predicted).tolist()},  # in the order of the test half
+         "rows": rows, "selectivity": choosing,
+         "told": [[round(y[0], 1), round(y[1], 3)] for y in  # in the order of the test half
+                  (tables["told"].to_numpy().tolist() if "told" in tables else [])]},
         seed=args.seeds, command=shlex.join(["python", "tools/places.py", *sys.argv[1:]]),
         wall_s=time.perf_counter() - began,
     )  # fmt: skip
