@@ -81,15 +81,16 @@ def test_densities_turn_with_the_crystal():
     charges = predicted_charges(crystal)
     frac = crystal.frac_coords * [1.0, 0.9, 1.1] % 1.0  # no longer cubic
     lattice = crystal.lattice * [[1.0], [1.05], [1.1]]
-    one = places.densities(Framework(lattice, crystal.species, frac, charges), "cpu")
-    swapped = places.densities(
-        Framework(lattice[[1, 0, 2]], crystal.species, frac[:, [1, 0, 2]], charges), "cpu")
+    turned = [1, 0, 2]
+    one, swapped = (places.densities(cell, places.dilute(
+        Framework(cell, crystal.species, places_, charges), "cpu")) for cell, places_ in (
+            (lattice, frac), (lattice[turned], frac[:, turned])))  # fmt: skip
     for a, b in zip(one, swapped, strict=True):
-        turned = places.blurred(lattice[[1, 0, 2]], b, 1.0).swapaxes(0, 1)
+        back = places.blurred(lattice[turned], b, 1.0).swapaxes(0, 1)
         expected = places.blurred(lattice, a, 1.0)
-        assert turned.shape == expected.shape  # places within voxels are random
-        assert np.corrcoef(turned.ravel(), expected.ravel())[0, 1] > 0.99
-        assert turned.mean() == pytest.approx(expected.mean(), rel=0.05)
+        assert back.shape == expected.shape  # places within voxels are random
+        assert np.corrcoef(back.ravel(), expected.ravel())[0, 1] > 0.99
+        assert back.mean() == pytest.approx(expected.mean(), rel=0.05)
 
 
 def test_places_are_taken_in_a_row_and_again(told):
@@ -178,6 +179,14 @@ def test_the_record_is_of_these_halves(record, app):
     usual = rows_of(record)["usual"]
     assert usual["test"]["mae"] == pytest.approx(summary["test_mae"], abs=1e-3)
     assert usual["validation"]["mae"] == pytest.approx(summary["validation_mae"], abs=1e-3)
+
+
+def test_the_constants_are_the_best_of_those_tried(record):
+    found = results.read("mof-co2n2/lattice_gas.json")
+    assert (found["part"], found["n"]) == ("training", places.TRIED)
+    assert len(found["rows"]) == len(places.VOLUMES) * len(places.RANGES) == 25
+    best = min(found["rows"], key=lambda row: row["mae"])
+    assert (best["volume_A3"], best["range_A"]) == (record["volume_A3"], record["range_A"])
 
 
 def test_what_is_said_of_places(record):

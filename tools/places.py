@@ -19,7 +19,9 @@ attract each other. A window sees the density around its centre, blurred by a Ga
 gradient boosting (in the record, for comparison) learns the same correction of the mean density
               from the same distribution, without a network.
 
-Steps, each resumable
+Steps; all but the first resume after a kill
+    choose  errors of the lattice gas alone with several v and s, on training crystals: the record
+            data/results/mof-co2n2/lattice_gas.json
     labels  densities at 384 places of each crystal, and means, into a folder; charges are predicted
             (x3mat_gcmc.charges)
     train   networks on the training set of fold 0, and their predictions of the rest
@@ -28,6 +30,7 @@ Steps, each resumable
 Errors are those of validation and test half; nothing is chosen by the latter.
 
 examples:
+  python tools/places.py choose
   python tools/places.py labels --device cuda --jobs 30
   python tools/places.py train --how told --seeds 0 --device cuda
   python tools/places.py table --device cuda --jobs 3
@@ -42,10 +45,11 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import convergence
@@ -72,12 +76,14 @@ from x3mat_gcmc.system import dilute_densities, make_grids, make_guests, make_sy
 NAME = "mof-co2n2"
 PLACES = 384  # of each crystal: k STRIDE mod 1
 PART = 50  # crystals in a file of labels
-EXCLUDED, RANGE = 60.0, 1.5  # Å3, Å: chosen on 90 training crystals
+VOLUMES, RANGES = (30.0, 45.0, 60.0, 75.0, 90.0), (0.9, 1.2, 1.5, 1.8, 2.1)  # Å3, Å
+EXCLUDED, RANGE = 60.0, 1.5  # of these
+TRIED = 100  # training crystals on which they are chosen
 SEEN = 1.0  # Å
 QUANTILES = 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0
 TOLD = 2 * (2 + len(QUANTILES))  # numbers of each window
-SMALL = 1e-3  # g/L
-STEEPEST = 3.0
+SMALL = 1e-3  # g/L, added before a logarithm is taken
+STEEPEST = 3.0  # correction a, at most
 LITTLE = 0.5, 8.0  # g/L of CO2
 AGAINST = {"first": "usual", "told": "gradient boosting"}  # what a way is compared with
 MOST = 1e6  # 1/Å3; such places are full long before
@@ -97,15 +103,20 @@ def blurred(lattice: np.ndarray, density: np.ndarray, sd: float) -> np.ndarray:
     return out.clip(0)
 
 
-def densities(framework: Framework, device: str) -> list[np.ndarray]:
-    """Of each gas in the voxels, g/L."""
+def dilute(framework: Framework, device: str) -> list[np.ndarray]:
+    """z B of each gas in the voxels, 1/Å3."""
     guests = make_guests(SETTINGS)
     system = make_system(framework, SETTINGS, guests)
     make_grids(system, guests, SETTINGS, device)
-    dilute = dilute_densities([system], guests, [(0, SETTINGS)], device)[0]
-    dilute = [np.minimum(x, MOST) for x in dilute]
-    around = 1 + EXCLUDED * blurred(framework.lattice, sum(dilute), RANGE)
-    return [unit * x / around for unit, x in zip(G_PER_L, dilute, strict=True)]
+    found = dilute_densities([system], guests, [(0, SETTINGS)], device)[0]
+    return [np.minimum(x, MOST) for x in found]
+
+
+def densities(lattice: np.ndarray, zb: Sequence[np.ndarray], excluded: float = EXCLUDED,
+              reach: float = RANGE) -> list[np.ndarray]:  # fmt: skip
+    """Of the lattice gas, of each gas in the voxels, g/L."""
+    around = 1 + excluded * blurred(lattice, sum(zb), reach)
+    return [unit * x / around for unit, x in zip(G_PER_L, zb, strict=True)]
 
 
 def at_places(lattice: np.ndarray, density: np.ndarray) -> np.ndarray:
@@ -116,16 +127,44 @@ def at_places(lattice: np.ndarray, density: np.ndarray) -> np.ndarray:
                                    mode="grid-wrap")  # fmt: skip
 
 
+def framework_of(name: str, charges: Mapping[str, np.ndarray]) -> Framework:
+    """With its charges, which are predicted if they are not known."""
+    crystal = application(NAME).crystal(name, symprec=0.0)
+    of = charges[name].astype(float) if name in charges else predicted_charges(crystal)
+    return Framework(crystal.lattice, crystal.species, crystal.frac_coords, of, name)
+
+
+def choose(args: argparse.Namespace) -> None:
+    """The step `choose`."""
+    began, app = time.perf_counter(), application(NAME)
+    names = convergence.part(app.folds()[0].train, 0, args.limit or TRIED)
+    label = app.labels().loc[names, list(app.columns)].to_numpy()
+    pairs, means = list(product(VOLUMES, RANGES)), []
+    for name in tqdm(names, unit="crystal"):
+        framework = framework_of(name, {})
+        zb = dilute(framework, args.device)
+        means.append([[x.mean() for x in densities(framework.lattice, zb, *pair)]
+                      for pair in pairs])  # fmt: skip
+    error = np.abs(np.array(means) - label[:, None]).mean(0)
+    rows = [{"volume_A3": v, "range_A": s, "mae": round(e.mean(), 3),
+             "mae_of_each_output": e.round(3)}
+            for (v, s), e in zip(pairs, error, strict=True)]  # fmt: skip
+    results.write(
+        f"{NAME}/lattice_gas.json",
+        {"application": NAME, "unit": "g/L", "part": "training", "n": len(names), "rows": rows},
+        seed=0, command=shlex.join(["python", "tools/places.py", *sys.argv[1:]]),
+        wall_s=time.perf_counter() - began,
+    )  # fmt: skip
+
+
 def label_part(file: Path, names: Sequence[str], charges: Path | None, device: str) -> None:
     """Means, and densities seen at the places, of some crystals, into a file."""
     torch.set_num_threads(1)
     rows, known = [], np.load(charges) if charges else {}
     for name in names:
-        crystal = application(NAME).crystal(name, symprec=0.0)
-        of = known[name].astype(float) if name in known else predicted_charges(crystal)
-        framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords, of, name)
-        found = densities(framework, device)
-        seen = [at_places(crystal.lattice, density) for density in found]
+        framework = framework_of(name, known)
+        found = densities(framework.lattice, dilute(framework, device))
+        seen = [at_places(framework.lattice, density) for density in found]
         rows.append(([x.mean() for x in found], seen))
     mean, seen = map(np.array, zip(*rows, strict=True))
     with results.replacing(file) as out:
@@ -138,8 +177,7 @@ def label_all(args: argparse.Namespace) -> None:
     fold = application(NAME).folds()[0]
     names = [*fold.train, *fold.rest][: args.limit]
     args.labels.mkdir(parents=True, exist_ok=True)
-    parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges,
-              args.device)
+    parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges, args.device)
              for k in range(0, len(names), PART)]  # fmt: skip
     side_by_side(label_part, [part for part in parts if not part[0].exists()], args.jobs)
 
@@ -153,6 +191,8 @@ def read_labels(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
             mean |= dict(zip(names, found["mean"], strict=True))
             seen |= dict(zip(names, found["seen"], strict=True))
     return mean, seen
+
+
 # ---------------------------------------------------------------------------------- training
 
 
@@ -479,7 +519,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    steps = {"labels": label_all, "train": train_all, "table": table}
+    steps = {"choose": choose, "labels": label_all, "train": train_all, "table": table}
     parser.add_argument("step", choices=steps)
     parser.add_argument("--how", nargs="+", default=["first", "told"],
                         choices=["first", "told"])
