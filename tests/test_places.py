@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
+import gcmc_checks
 import mof_co2n2_errors
 import numpy as np
 import pandas as pd
@@ -54,6 +56,17 @@ def test_few_molecules_are_where_the_simulation_has_them(app, labels):
     for name in NAMES:
         simulated = app.labels().loc[name, list(app.columns)].to_numpy(float)
         assert labels[0][name] == pytest.approx(simulated, rel=0.06)
+
+
+def test_a_coarse_grid_has_a_hole(app, monkeypatch):
+    """ "Told of nitrogen that is not there" """
+    framework, found = places.framework_of("SIPVOD_clean", {}), []
+    for spacing in (places.SETTINGS.spacing, gcmc_checks.SETTINGS["co2-n2"].spacing):
+        monkeypatch.setattr(places, "SETTINGS", replace(places.SETTINGS, spacing=spacing))
+        zb = places.dilute(framework, "cpu")
+        found.append(places.densities(framework.lattice, zb)[1].mean())
+    assert found[0] > 10
+    assert found[1] == pytest.approx(app.labels().N2["SIPVOD_clean"], rel=0.2)
 
 
 def test_windows_see_what_the_crystal_holds(labels):
@@ -206,6 +219,14 @@ def test_what_is_said_of_places(record):
     assert 0.5 < record["cost"]["seconds"] / record["cost"]["crystals"] < 1.5  # "about 1 s"
     low, middle, high = record["dilute"]["ratio_quartiles"][0]
     assert 0.95 < low < middle < high < 1.05  # "agree"
+
+
+def test_one_crystal_stands_out(record, app):
+    names = list(app.folds()[0].halves[1])
+    error = np.array(record["told"])[:, 1] - app.labels().N2[names].to_numpy()
+    first, second = np.sort(np.abs(error))[[-1, -2]]
+    assert names[int(error.argmax())] == "SIPVOD_clean"
+    assert first > 2 * second
 
 
 def test_the_worst_are_told_better(record, app):
