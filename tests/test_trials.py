@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import trials
+import variants
 
 from x3mat import databases, training
 from x3mat.model import X3Mat, X3MatConfig
@@ -70,7 +71,7 @@ def test_weighted_mean(data):
 def test_weighted_means_are_used_while_asked_for(data):
     _, other = networks(weighted=True)
     batch, before = collate([data[0], data[1]]), training.predict_mean
-    with trials.weighted_means(), torch.no_grad():
+    with variants.predicting(trials.weighted_means), torch.no_grad():
         found = training.predict_mean(other, batch, 1000)
         expected = other.network(batch.graph())[:, 0].view(2, 4).mean(1)
     assert found[:, 0].numpy() == pytest.approx(expected.numpy(), rel=1e-5)

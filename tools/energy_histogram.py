@@ -26,6 +26,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from intervals import of_mean
 from scipy.spatial import cKDTree
 from torch import nn
 from tqdm import tqdm
@@ -153,11 +154,10 @@ def evaluate(x: np.ndarray, y: np.ndarray, parts: list[np.ndarray], seeds: list[
     options = {key: best[key] for key in ("width", "dropout")}
     found = np.stack([fit(tensors, seed, **options)[2].numpy() * std + mean for seed in seeds])
     error = np.abs(found - y[parts[2]])  # (seeds, crystals, outputs)
-    draws = np.random.default_rng(0).integers(error.shape[1], size=(10_000, error.shape[1]))
     return {
         "networks_tried": tried, "test_mae": error.mean(), "test_mae_of_each_output":
         error.mean((0, 1)), "test_mae_of_each_seed": error.mean((1, 2)),
-        "interval": np.quantile(error.mean((0, 2))[draws].mean(1), [0.025, 0.975]),
+        "interval": of_mean(error.mean((0, 2))),
         "mae_of_the_mean_label": np.abs(y[parts[2]] - mean).mean(0), "n_test": error.shape[1],
     }  # fmt: skip
 

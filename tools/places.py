@@ -45,8 +45,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -58,7 +57,9 @@ import mof_co2n2_errors
 import numpy as np
 import pandas as pd
 import torch
-from scipy import fft, ndimage
+import variants
+from intervals import of_mean
+from scipy import constants, fft, ndimage
 from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -71,6 +72,7 @@ from x3mat.sampling import STRIDE, windows_at
 from x3mat.screening import for_each, side_by_side
 from x3mat_gcmc import Framework
 from x3mat_gcmc.charges import predicted_charges
+from x3mat_gcmc.forcefield import guest
 from x3mat_gcmc.system import dilute_densities, make_grids, make_guests, make_system
 
 NAME = "mof-co2n2"
@@ -88,7 +90,7 @@ LITTLE = 0.5, 8.0  # g/L of CO2
 AGAINST = {"first": "usual", "told": "gradient boosting"}  # what a way is compared with
 MOST = 1e6  # 1/Å3; such places are full long before
 SETTINGS = replace(gcmc_checks.SETTINGS["co2-n2"], spacing=0.4)
-G_PER_L = 1e27 / 6.02214076e23 * np.array([44.0095, 28.0134])  # for one molecule in 1 Å3
+G_PER_L = [1e27 / constants.N_A * guest(gas)["molar_mass"] for gas in SETTINGS.gases]  # at 1/Å3
 
 
 # ------------------------------------------------------------------------------------ labels
@@ -108,7 +110,7 @@ def dilute(framework: Framework, device: str) -> list[np.ndarray]:
     guests = make_guests(SETTINGS)
     system = make_system(framework, SETTINGS, guests)
     make_grids(system, guests, SETTINGS, device)
-    found = dilute_densities([system], guests, [(0, SETTINGS)], device)[0]
+    found = next(dilute_densities([system], guests, [(0, SETTINGS)], device))
     return [np.minimum(x, MOST) for x in found]
 
 
@@ -231,20 +233,20 @@ class PlacedWindows(training.DrawnWindows):
 class ToldWindows(PlacedWindows):
     """Likewise; beside the share of each window stand densities and what else is told of it."""
 
-    usual: tuple[np.ndarray, np.ndarray] = ()  # mean and standard deviation of what is told
+    spread: Sequence[np.ndarray] = ()  # of densities over each crystal, see distribution
+    standard: tuple[np.ndarray, np.ndarray] = ()  # mean and deviation of what is told
 
     def __getitem__(self, item: int | tuple[int, int]) -> training.Item:
         epoch, i = item if isinstance(item, tuple) else (0, item)
         found, seen = self.drawn((epoch, i))
-        told = (told_of(self.mean[i], self.seen[i], seen) - self.usual[0]) / self.usual[1]
+        told = (told_of(self.spread[i], seen) - self.standard[0]) / self.standard[1]
         return found._replace(share=np.column_stack([found.share, seen.T, told]),
                               target=found.target + seen.mean(1) - self.mean[i])  # fmt: skip
 
 
-def told_of(mean: np.ndarray, every: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Logarithms of what windows of a crystal see, and of its distribution, (W, TOLD)."""
-    of_crystal = np.tile(distribution(mean, every), (seen.shape[1], 1))
-    return np.column_stack([np.log(seen.T + SMALL), of_crystal])
+def told_of(spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Logarithms of what windows of a crystal see, and its :func:`distribution`, (W, TOLD)."""
+    return np.column_stack([np.log(seen.T + SMALL), np.tile(spread, (seen.shape[1], 1))])
 
 
 @dataclass(frozen=True)
@@ -289,26 +291,6 @@ def told_means(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal
     return y.new_zeros(n, y.shape[1]).index_add(0, crystal, y * share[:, :1])
 
 
-@contextmanager
-def predicting(function: Callable[..., Tensor] | None) -> Iterator[None]:
-    """Train with function(model, graph, share, crystal, n) as prediction, if one is given."""
-    before = training.predict_mean, training.PaddedMean.forward
-
-    def predict_mean(model: X3Mat, batch: training.Batch, max_atoms: int) -> Tensor:
-        return function(model, batch.graph(), batch.share, batch.crystal, len(batch.target))
-
-    def forward(self, positions, species, window, src, dst, crystal, share, *shared) -> Tensor:
-        graph = training.WindowGraph(positions, species, window, src, dst, len(share), *shared)
-        return function(self.model, graph, share, crystal, self.crystals)
-
-    if function:
-        training.predict_mean, training.PaddedMean.forward = predict_mean, forward
-    try:
-        yield
-    finally:
-        training.predict_mean, training.PaddedMean.forward = before
-
-
 def started(file: Path, config: X3MatConfig) -> X3Mat:
     """A network with the weights of a file."""
     model = X3Mat(config)
@@ -340,8 +322,11 @@ def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
         return {**json.loads((folder / "found.json").read_text()), "weights": folder / "model.pt"}
     mean, seen = read_labels(args.labels)
     names = [part[: args.limit] for part in (fold.train, *fold.halves)]
-    told = np.concatenate([told_of(mean[n], seen[n], seen[n].astype(float)) for n in names[0]])
-    usual = told.mean(0), told.std(0)
+    spread = {n: distribution(mean[n], seen[n]) for part in names for n in part}
+    standard = ()
+    if how == "told":
+        told = np.concatenate([told_of(spread[n], seen[n].astype(float)) for n in names[0]])
+        standard = told.mean(0), told.std(0)
 
     def data(part: Sequence[str], learn: bool) -> training.DrawnWindows:
         found = training.crystals_of(chosen, part, config, learn)
@@ -349,8 +334,10 @@ def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
             return found
         own = {"mean": [mean[n] for n in part], "seen": [seen[n] for n in part]}
         found = replace(found, windows_per_crystal=config.windows_per_crystal)
-        more = {"usual": usual} if how == "told" else {}
-        return (ToldWindows if more else PlacedWindows)(**vars(found), **own, **more)
+        if how == "first":
+            return PlacedWindows(**vars(found), **own)
+        return ToldWindows(**vars(found), **own, spread=[spread[n] for n in part],
+                           standard=standard)  # fmt: skip
 
     network, function = X3Mat, None
     if begins:
@@ -359,7 +346,7 @@ def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
         network, function = ToldX3Mat, told_means
     else:
         function = partial(windows_of, each=config.windows_per_crystal)
-    with predicting(function):
+    with variants.predicting(function):
         result = training.train(
             config, data(names[0], True), data(names[1], False), folder, device=args.device,
             progress=args.jobs == 1, check_every=4, jobs=args.jobs, network=network)  # fmt: skip
@@ -425,25 +412,19 @@ def usual(names: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
     return np.array([[each[name] for name in names] for each in found])
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """95 % of bootstraps of the crystals have their mean value in it."""
-    draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
-    return np.quantile(values[draws].mean(1), [0.025, 0.975]).tolist()
-
-
 def scores(y: np.ndarray, label: np.ndarray, other: np.ndarray | None) -> dict:
     """Of predictions (seeds, n, outputs); beside those of another way, if there is one."""
     error, together = np.abs(y - label), y.mean(0) - label
     r2 = 1 - (together**2).sum(0) / ((label - label.mean(0)) ** 2).sum(0)
     found = {
-        "mae": error.mean(), "interval": interval(error.mean((0, 2))),
+        "mae": error.mean(), "interval": of_mean(error.mean((0, 2))),
         "mae_of_each_seed": error.mean((1, 2)), "mae_of_mean_over_seeds": np.abs(together).mean(),
         "mae_of_each_output": error.mean((0, 1)),
         "mae_of_mean_of_each_output": np.abs(together).mean(0), "r2_of_each_output": r2,
     }  # fmt: skip
     if other is not None:
         gain = (np.abs(other - label).mean(0) - error.mean(0)).mean(1)
-        found |= {"gain": gain.mean(), "gain_interval": interval(gain)}
+        found |= {"gain": gain.mean(), "gain_interval": of_mean(gain)}
     return {key: np.round(value, 4).tolist() for key, value in found.items()}
 
 

@@ -15,6 +15,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+from intervals import of_mean
 
 from x3mat import paths, results
 from x3mat.applications import APPLICATIONS, Application, application
@@ -67,7 +68,7 @@ def summarize(chosen: Application) -> dict:
         "application": chosen.name, "property": chosen.property,
         "conditions": chosen.conditions, "unit": chosen.unit,
         **{key: np.mean([score[key] for score in scores], 0).tolist() for key in scores[0]},
-        "interval": _interval(np.mean(errors, 0)),
+        "interval": of_mean(np.mean(errors, 0)),
         **({"outputs": dict(zip(chosen.columns, scores, strict=True))} if len(scores) > 1 else {}),
         "test_mae_of_each_fold": rows.groupby("fold").error.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
@@ -81,11 +82,6 @@ def summarize(chosen: Application) -> dict:
         command=f"python tools/summarize.py {chosen.name}"))
 
 
-def _interval(errors: np.ndarray) -> list[float]:
-    draws = np.random.default_rng(0).integers(len(errors), size=(10_000, len(errors)))
-    return np.quantile(errors[draws].mean(1), [0.025, 0.975]).tolist()
-
-
 def _scores(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame, np.ndarray]:
     """Scores of one output; of each crystal the mean over seeds and the mean error."""
     wide = rows.pivot(index="name", columns="seed", values="predicted")
@@ -97,7 +93,7 @@ def _scores(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame, np.ndarray]:
         "test_mae": float(errors.mean()),
         "test_r2": float((1 - (deviation**2).sum() / variation).mean()),
         "test_mae_of_each_seed": errors.mean(0).tolist(),
-        "interval": _interval(errors.mean(1)),
+        "interval": of_mean(errors.mean(1)),
         "mae_of_mean_over_seeds": float((together - label).abs().mean()),
         "r2_of_mean_over_seeds": float(1 - ((together - label) ** 2).sum() / variation),
     }, pd.DataFrame({"output": rows.output.iloc[0], "label": label, "predicted": together,

@@ -32,7 +32,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,7 @@ from pathlib import Path
 import convergence
 import numpy as np
 import torch
+import variants
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -108,30 +108,17 @@ class TrialX3Mat(X3Mat):
         return y if self.gate is None else torch.cat([y, self.gate(last)], dim=1)
 
 
+def weighted_means(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal: Tensor,
+                   n: int) -> Tensor:  # fmt: skip
+    """:func:`weighted_mean` of what a network says of a graph."""
+    return weighted_mean(model.network(graph), share, crystal, n)
+
+
 def weighted_mean(y: Tensor, share: Tensor, crystal: Tensor, n: int) -> Tensor:
     """Σ m exp(a) y / Σ m exp(a) over the windows of each of n crystals, from (W, 2)."""
     weight = share[:, None] * torch.exp(y[:, 1:].clamp(-8, 8))
     sums = [y.new_zeros(n, 1).index_add(0, crystal, x) for x in (weight * y[:, :1], weight)]
     return sums[0] / (sums[1] + 1e-9)
-
-
-@contextmanager
-def weighted_means() -> Iterator[None]:
-    """Train with :func:`weighted_mean`."""
-    def predict_mean(model: X3Mat, batch: training.Batch, max_atoms: int) -> Tensor:
-        return weighted_mean(
-            model.network(batch.graph()), batch.share, batch.crystal, len(batch.target))
-
-    def forward(self, positions, species, window, src, dst, crystal, share, *shared) -> Tensor:
-        graph = training.WindowGraph(positions, species, window, src, dst, len(share), *shared)
-        return weighted_mean(self.model.network(graph), share, crystal, self.crystals)
-
-    before = training.predict_mean, training.PaddedMean.forward
-    training.predict_mean, training.PaddedMean.forward = predict_mean, forward
-    try:
-        yield
-    finally:
-        training.predict_mean, training.PaddedMean.forward = before
 
 
 @dataclass(eq=False, repr=False)
@@ -274,7 +261,7 @@ def one(idea: str, seed: int, args: argparse.Namespace) -> dict:
                     for i, (names, s, n) in enumerate((
                         (fold.train, seed, args.brief[0]), (fold.halves[0], 0, 100))))  # fmt: skip
     learn = AlteredWindows(**vars(learn), **plan.get("data", {}))
-    with weighted_means() if weighted else nullcontext():
+    with variants.predicting(weighted_means if weighted else None):
         result = training.train(
             config, learn, check, folder, device=args.device, progress=False,
             check_every=config.epochs, network=partial(TrialX3Mat, **options))  # fmt: skip

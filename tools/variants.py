@@ -8,17 +8,20 @@ se3         equivariant under rotations only, not under reflections: its SO(2) c
 window      atoms hear the atoms of their window only (``encoding``), as in the paper.
 crystal     all windows of a crystal share its atoms, which hear their neighbours in the crystal.
 
-tools/convergence.py trains them.
+tools/convergence.py trains them. A function other than the mean of contributions may make the
+prediction, see predicting.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from x3mat import training
 from x3mat.model import SO2Convolution, X3Mat, X3MatConfig
 
 NAMES = "usual", "uniform", "se3", "window", "crystal"
@@ -79,3 +82,24 @@ class SE3X3Mat(X3Mat):
 
     def _kernels(self, positions: Tensor) -> None:
         return None
+
+
+@contextmanager
+def predicting(function: Callable[..., Tensor] | None) -> Iterator[None]:
+    """Train with function(model, graph, share, crystal, n) as prediction of n crystals, if one is
+    given."""
+    before = training.predict_mean, training.PaddedMean.forward
+
+    def predict_mean(model: X3Mat, batch: training.Batch, max_atoms: int) -> Tensor:
+        return function(model, batch.graph(), batch.share, batch.crystal, len(batch.target))
+
+    def forward(self, positions, species, window, src, dst, crystal, share, *shared) -> Tensor:
+        graph = training.WindowGraph(positions, species, window, src, dst, len(share), *shared)
+        return function(self.model, graph, share, crystal, self.crystals)
+
+    if function:
+        training.predict_mean, training.PaddedMean.forward = predict_mean, forward
+    try:
+        yield
+    finally:
+        training.predict_mean, training.PaddedMean.forward = before

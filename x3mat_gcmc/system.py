@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -571,7 +571,7 @@ def make_grids(system: System, guests: Guests, settings: GCMCSettings, device: s
 def dilute_densities(
     systems: Sequence[System], guests: Guests, states: Sequence[tuple[int, GCMCSettings]],
     device: str,
-) -> list[list[np.ndarray]]:  # fmt: skip
+) -> Iterator[list[np.ndarray]]:  # fmt: skip
     """Number densities z_k B_k of each species in the voxels, (n1, n2, n3), 1/Å3, by state.
 
     z is the activity and B the mean Boltzmann factor of a molecule in the voxel, at random places
@@ -581,15 +581,13 @@ def dilute_densities(
 
     tables = make_tables(systems, guests, states, direct=not states[0][1].spacing)
     on_device = kernel.to_device(tables, device)
-    out = []
     for p, (i, _) in enumerate(states):
         m = systems[i].voxels
         factors = [np.zeros(int(np.prod(m))) for _ in guests.n_sites]
         for k, out_k in enumerate(factors):
             kernel.fill(device, kernel.boltzmann, out_k, on_device, p, k)
         z = np.exp(tables.log_activity[p]) / systems[i].volume
-        out.append([a * b.reshape(m) for a, b in zip(z, factors, strict=True)])
-    return out
+        yield [a * b.reshape(m) for a, b in zip(z, factors, strict=True)]
 
 
 def insertion_cdfs(
