@@ -18,6 +18,7 @@ from x3mat import paths, results, screening
 from x3mat.applications import application
 from x3mat.model import X3Mat, X3MatConfig
 from x3mat.predict import load_model
+from x3mat.sampling import sample_windows
 from x3mat.training import train_config
 
 NAME = "mof-n2"
@@ -329,6 +330,41 @@ def test_what_is_said_of_windows_for_co2():
     assert steps[2]["mae"] - steps[1]["mae"] < 0.1
     assert f"{steps[3]['mae']:.1f}" == f"{steps[4]['mae']:.1f}"  # "at 3 and 4 Å it is"
     assert steps[6]["mae"] > 1.1 * steps[1]["mae"]
+
+
+def test_what_is_said_of_whole_structures():
+    """ "To see all there is buys nothing": a bit worse in the mean, and not better for both seeds"""
+    for name, near, worse in (("zeolite-n2", 8, 1), ("mof-n2", 8, 2), ("qmof-gap", None, 1)):
+        record, radii = (results.read(f"{name}/{what}.json") for what in ("whole", "radii"))
+        usual = {row["value"]: row for row in radii["rows"]}[8]
+        rows = {row["value"]: row for row in record["rows"]}
+        assert (record["half"], record["n"], record["seeds"]) == (
+            "validation", radii["n"], radii["seeds"])  # fmt: skip
+        assert list(rows) == [near, 20] if near else [20]
+        large, small = rows[20], rows.get(8, usual)
+        assert small["epochs"] == large["epochs"] == usual["epochs"]
+        assert small["n_train"] == large["n_train"] == usual["n_train"]
+        assert small["mae"] < large["mae"]
+        more = np.greater(large["mae_of_each_seed"], small["mae_of_each_seed"])
+        assert more.sum() == worse
+        if name == "zeolite-n2":
+            assert np.mean(large["seconds"]) / np.mean(small["seconds"]) == pytest.approx(2, abs=0.2)
+        if name == "mof-n2":
+            assert max(small["mae_of_each_seed"]) < min(usual["mae_of_each_seed"])
+            assert "windows_per_crystal=4" in record["provenance"]["command"]
+            assert application(name).hyper_parameters["windows_per_crystal"] == 8
+
+
+@pytest.mark.parametrize(("name", "n", "least"), [("zeolite-n2", 25, 0.6), ("mof-n2", 30, 0.9)])
+def test_a_sphere_of_20_angstrom_holds_most_crystals(name, n, least):
+    holds = []
+    for crystal in application(name).folds()[0].halves[0][:n]:
+        windows = sample_windows(application(name).crystal(crystal), 20.0, 6.0)
+        seen = [len(np.unique(windows.atom[a:b]))
+                for a, b in zip(windows.ptr[:-1], windows.ptr[1:], strict=True)]  # fmt: skip
+        holds.append(min(seen) == windows.crystal.n_atoms)
+    assert len(holds) == n
+    assert np.mean(holds) > least
 
 
 def test_what_is_said_of_sizes():

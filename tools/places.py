@@ -26,6 +26,9 @@ Steps; all but the first resume after a kill
             (x3mat_gcmc.charges)
     train   networks on the training set of fold 0, and their predictions of the rest
     table   the record data/results/mof-co2n2/places.json (or --name)
+    finer   densities of both halves of the rest from energies on a finer grid, that of the
+            simulation, and what networks, trained as above, are told and say where these differ:
+            the record data/results/mof-co2n2/places_finer.json
 
 Errors are those of validation and test half; nothing is chosen by the latter.
 
@@ -34,6 +37,7 @@ examples:
   python tools/places.py labels --device cuda --jobs 30
   python tools/places.py train --how told --seeds 0 --device cuda
   python tools/places.py table --device cuda --jobs 3
+  python tools/places.py finer --jobs 2
 """
 
 from __future__ import annotations
@@ -89,7 +93,9 @@ STEEPEST = 3.0  # correction a, at most
 LITTLE = 0.5, 8.0  # g/L of CO2
 AGAINST = {"first": "usual", "told": "gradient boosting"}  # what a way is compared with
 MOST = 1e6  # 1/Å3; such places are full long before
-SETTINGS = replace(gcmc_checks.SETTINGS["co2-n2"], spacing=0.4)
+SPACING = 0.4  # Å, of the grids of energies
+CHANGED = 0.02, 0.1  # share of the mean density, and g/L: by more than both
+SETTINGS = gcmc_checks.SETTINGS["co2-n2"]
 G_PER_L = [1e27 / constants.N_A * guest(gas)["molar_mass"] for gas in SETTINGS.gases]  # at 1/Å3
 
 
@@ -105,12 +111,13 @@ def blurred(lattice: np.ndarray, density: np.ndarray, sd: float) -> np.ndarray:
     return out.clip(0)
 
 
-def dilute(framework: Framework, device: str) -> list[np.ndarray]:
+def dilute(framework: Framework, device: str, spacing: float = SPACING) -> list[np.ndarray]:
     """z B of each gas in the voxels, 1/Å3."""
-    guests = make_guests(SETTINGS)
-    system = make_system(framework, SETTINGS, guests)
-    make_grids(system, guests, SETTINGS, device)
-    found = next(dilute_densities([system], guests, [(0, SETTINGS)], device))
+    settings = replace(SETTINGS, spacing=spacing)
+    guests = make_guests(settings)
+    system = make_system(framework, settings, guests)
+    make_grids(system, guests, settings, device)
+    found = next(dilute_densities([system], guests, [(0, settings)], device))
     return [np.minimum(x, MOST) for x in found]
 
 
@@ -159,13 +166,14 @@ def choose(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
-def label_part(file: Path, names: Sequence[str], charges: Path | None, device: str) -> None:
+def label_part(file: Path, names: Sequence[str], charges: Path | None, device: str,
+               spacing: float = SPACING) -> None:  # fmt: skip
     """Means, and densities seen at the places, of some crystals, into a file."""
     torch.set_num_threads(1)
     rows, known = [], np.load(charges) if charges else {}
     for name in names:
         framework = framework_of(name, known)
-        found = densities(framework.lattice, dilute(framework, device))
+        found = densities(framework.lattice, dilute(framework, device, spacing))
         seen = [at_places(framework.lattice, density) for density in found]
         rows.append(([x.mean() for x in found], seen))
     mean, seen = map(np.array, zip(*rows, strict=True))
@@ -174,12 +182,13 @@ def label_part(file: Path, names: Sequence[str], charges: Path | None, device: s
                             seen=seen.astype(np.float16))  # fmt: skip
 
 
-def label_all(args: argparse.Namespace) -> None:
-    """The step `labels`."""
+def label_all(args: argparse.Namespace, names: Sequence[str] = (),
+              spacing: float = SPACING) -> None:  # fmt: skip
+    """The step `labels`, of all crystals if none are named."""
     fold = application(NAME).folds()[0]
-    names = [*fold.train, *fold.rest][: args.limit]
+    names = names or [*fold.train, *fold.rest][: args.limit]
     args.labels.mkdir(parents=True, exist_ok=True)
-    parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges, args.device)
+    parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges, args.device, spacing)
              for k in range(0, len(names), PART)]  # fmt: skip
     side_by_side(label_part, [part for part in parts if not part[0].exists()], args.jobs)
 
@@ -291,11 +300,26 @@ def told_means(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal
     return y.new_zeros(n, y.shape[1]).index_add(0, crystal, y * share[:, :1])
 
 
-def started(file: Path, config: X3MatConfig) -> X3Mat:
+def started(file: Path, config: X3MatConfig, kind: type[X3Mat] = X3Mat) -> X3Mat:
     """A network with the weights of a file."""
-    model = X3Mat(config)
+    model = kind(config)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model
+
+
+def standards(names: Sequence[str], mean: dict, seen: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation, over these crystals, of what is told of windows."""
+    told = np.concatenate([told_of(distribution(mean[n], seen[n]), seen[n].astype(float))
+                           for n in names])  # fmt: skip
+    return told.mean(0), told.std(0)
+
+
+def told_windows(found: training.DrawnWindows, mean: dict, seen: dict,
+                 standard: tuple[np.ndarray, np.ndarray]) -> ToldWindows:  # fmt: skip
+    """Of the same crystals."""
+    mean, seen = ([labels[n] for n in found.names] for labels in (mean, seen))
+    return ToldWindows(**vars(found), mean=mean, seen=seen, standard=standard,
+                       spread=list(map(distribution, mean, seen)))  # fmt: skip
 
 
 @torch.no_grad()
@@ -322,22 +346,17 @@ def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
         return {**json.loads((folder / "found.json").read_text()), "weights": folder / "model.pt"}
     mean, seen = read_labels(args.labels)
     names = [part[: args.limit] for part in (fold.train, *fold.halves)]
-    spread = {n: distribution(mean[n], seen[n]) for part in names for n in part}
-    standard = ()
-    if how == "told":
-        told = np.concatenate([told_of(spread[n], seen[n].astype(float)) for n in names[0]])
-        standard = told.mean(0), told.std(0)
+    standard = standards(names[0], mean, seen) if how == "told" else ()
 
     def data(part: Sequence[str], learn: bool) -> training.DrawnWindows:
         found = training.crystals_of(chosen, part, config, learn)
         if begins:
             return found
-        own = {"mean": [mean[n] for n in part], "seen": [seen[n] for n in part]}
         found = replace(found, windows_per_crystal=config.windows_per_crystal)
-        if how == "first":
-            return PlacedWindows(**vars(found), **own)
-        return ToldWindows(**vars(found), **own, spread=[spread[n] for n in part],
-                           standard=standard)  # fmt: skip
+        if how == "told":
+            return told_windows(found, mean, seen, standard)
+        return PlacedWindows(**vars(found), mean=[mean[n] for n in part],
+                             seen=[seen[n] for n in part])  # fmt: skip
 
     network, function = X3Mat, None
     if begins:
@@ -495,12 +514,59 @@ def table(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def finer(args: argparse.Namespace) -> None:
+    """The step `finer`."""
+    began, app, fold = time.perf_counter(), application(NAME), application(NAME).folds()[0]
+    halves = dict(zip(("validation", "test"), (h[: args.limit] for h in fold.halves), strict=True))
+    rest = [*halves["validation"], *halves["test"]]
+    label_all(argparse.Namespace(**{**vars(args), "labels": args.finer}), rest, SETTINGS.spacing)
+    coarse, fine = read_labels(args.labels), read_labels(args.finer)
+    before, after = (np.array([labels[0][name] for name in rest]) for labels in (coarse, fine))
+    change, share = np.abs(after - before), np.abs(after / np.maximum(before, 1e-9) - 1)
+    differs = ((share > CHANGED[0]) & (change > CHANGED[1])).any(1)
+    again = [name for name, new in zip(rest, differs, strict=True) if new]
+    standard = standards(fold.train[: args.limit], *coarse)
+    told = []
+    for seed in args.seeds:
+        run = one("then", "told", seed, args)
+        config = training.train_config(app, [f"seed={seed}"])
+        model = started(run["weights"], config.model, ToldX3Mat).to(args.device).eval()
+        data = told_windows(training.crystals_of(app, again, config, False), *fine, standard)
+        new = dict(zip(again, told_predictions(model, data).tolist(), strict=True))
+        told.append([[found[name] for name in rest]
+                     for found in (run["predicted"], {**run["predicted"], **new})])  # fmt: skip
+    ways = {"lattice gas": np.array([[before, after]]), "told": np.array(told)}
+    label = app.labels().loc[rest, list(app.columns)].to_numpy()
+    rows = []
+    for how, y in ways.items():
+        for k, spacing in enumerate((SPACING, SETTINGS.spacing)):
+            row = {"how": how, "spacing_A": spacing}
+            for half, names in halves.items():
+                at = slice(0, len(names)) if half == "validation" else slice(-len(names), None)
+                row[half] = scores(y[:, k, at], label[at], y[:, 0, at] if k else None)
+            rows.append(row)
+    most = np.argsort(-change.max(1))[:5].tolist()
+    results.write(
+        f"{NAME}/places_finer.json",
+        {"application": NAME, "unit": "g/L", "outputs": list(app.columns), "changed_by": CHANGED,
+         "n": {half: len(names) for half, names in halves.items()},
+         "changed": {half: int(differs[np.isin(rest, names)].sum())
+                     for half, names in halves.items()},
+         "median_share": np.median(share, 0).round(5), "rows": rows,
+         "most": [{"name": rest[i], "coarse": before[i].round(2), "finer": after[i].round(2),
+                   "label": label[i].round(2)} for i in most]},
+        seed=args.seeds, command=shlex.join(["python", "tools/places.py", *sys.argv[1:]]),
+        wall_s=time.perf_counter() - began,
+    )  # fmt: skip
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    steps = {"choose": choose, "labels": label_all, "train": train_all, "table": table}
+    steps = {"choose": choose, "labels": label_all, "train": train_all, "table": table,
+             "finer": finer}  # fmt: skip
     parser.add_argument("step", choices=steps)
     parser.add_argument("--how", nargs="+", default=["first", "told"],
                         choices=["first", "told"])
@@ -513,6 +579,8 @@ def main() -> int:
     parser.add_argument("--charges", type=Path, help="file of given_charges.py with the charges")
     parser.add_argument("--labels", type=Path, default=Path("runs/places-labels"),
                         help="folder of the labels of windows")  # fmt: skip
+    parser.add_argument("--finer", type=Path, default=Path("runs/places-finer"),
+                        help="folder of those on the finer grid")  # fmt: skip
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--name", default="places", help="of the record")
