@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
-import gcmc_checks
 import mof_co2n2_errors
 import numpy as np
 import pandas as pd
@@ -59,12 +57,11 @@ def test_few_molecules_are_where_the_simulation_has_them(app, labels):
         assert labels[0][name] == pytest.approx(simulated, rel=0.06)
 
 
-def test_a_coarse_grid_has_a_hole(app, monkeypatch):
+def test_a_coarse_grid_has_a_hole(app):
     """ "Told of nitrogen that is not there" """
     framework, found = places.framework_of("SIPVOD_clean", {}), []
-    for spacing in (places.SETTINGS.spacing, gcmc_checks.SETTINGS["co2-n2"].spacing):
-        monkeypatch.setattr(places, "SETTINGS", replace(places.SETTINGS, spacing=spacing))
-        zb = places.dilute(framework, "cpu")
+    for spacing in (places.SPACING, places.SETTINGS.spacing):
+        zb = places.dilute(framework, "cpu", spacing)
         found.append(places.densities(framework.lattice, zb)[1].mean())
     assert found[0] > 10
     assert found[1] == pytest.approx(app.labels().N2["SIPVOD_clean"], rel=0.2)
@@ -166,6 +163,35 @@ def test_a_training_is_kept_and_begins_where_it_should(how, app, tmp_path, monke
         started = places.started(places.one("first", how, 0, args)["weights"],
                                  train_config(app, SMALL).model)  # fmt: skip
         assert all(torch.equal(begun[k], v) for k, v in started.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # R² of one crystal
+def test_networks_are_told_finer_densities(app, tmp_path, monkeypatch, made):
+    fold, write = app.folds()[0], results.write
+    small = type(fold)(NAMES, ((NAMES[0],), (NAMES[1],)))
+    monkeypatch.setattr(type(app), "folds", lambda self: [small])
+    monkeypatch.setattr(places, "side_by_side", lambda function, plan, jobs: [
+        function(*each) for each in plan])  # fmt: skip
+    monkeypatch.setattr(places.results, "write", lambda name, record, **about: write(
+        tmp_path / name, record, **about))  # fmt: skip
+    args = argparse.Namespace(first=1, epochs=1, limit=None, set=SMALL, labels=made, jobs=1,
+                              finer=tmp_path / "finer", charges=None, runs=tmp_path, device="cpu",
+                              how=["told"], seeds=[0])  # fmt: skip
+    found = []
+    for least in (1e6, 0.0):  # what is changed by less is as it was
+        monkeypatch.setattr(places, "CHANGED", (0.0, least))
+        places.finer(args)
+        found.append(results.read_json(tmp_path / places.NAME / "places_finer.json"))
+        assert found[-1]["n"] == {"validation": 1, "test": 1}
+    same, new = found
+    assert same["changed"] == {"validation": 0, "test": 0}
+    assert new["changed"] == {"validation": 1, "test": 1}
+    rows = [{(row["how"], row["spacing_A"]): row["test"]["mae"] for row in each["rows"]}
+            for each in found]  # fmt: skip
+    assert rows[0]["told", 0.4] == rows[0]["told", 0.25] == rows[1]["told", 0.4]
+    assert rows[1]["told", 0.25] == pytest.approx(rows[1]["told", 0.4], abs=0.02)
+    assert rows[1]["told", 0.25] != rows[1]["told", 0.4]
+    assert rows[0]["lattice gas", 0.25] != rows[0]["lattice gas", 0.4]
 
 
 # ----------------------------------------------------------------------------------- the record

@@ -42,7 +42,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,8 +60,8 @@ from x3mat import databases, results, training
 from x3mat.applications import application
 from x3mat.crystal import Crystal, crystal_from_arrays
 from x3mat.errors import CrystalError, X3MatError
+from x3mat.model import X3MatConfig
 from x3mat.predict import load_model
-from x3mat.sampling import crystal_pairs
 from x3mat.screening import for_each, processes, side_by_side
 
 NAME = "qmof-gap"
@@ -284,24 +283,20 @@ def read(file: Path, sources: Sequence[str]) -> list[Crystal]:
 # ---------------------------------------------------------------------------------- training
 
 
-def _with_pairs(cutoff: float, crystal: Crystal) -> tuple:
-    return crystal, crystal_pairs(crystal, cutoff)
-
-
-def known(crystals: Sequence[Crystal], cutoff: float) -> list[tuple]:
-    """Crystals and their pairs."""
-    return list(for_each(partial(_with_pairs, cutoff), crystals))
+def windows(crystals: Sequence[Crystal], targets: np.ndarray, config: X3MatConfig,
+            number: int) -> training.DrawnWindows:  # fmt: skip
+    """So many windows of each crystal."""
+    named = {crystal.name: crystal for crystal in crystals}
+    return training.DrawnWindows(list(named), named.__getitem__, targets, config, number)
 
 
 @torch.no_grad()
 def ask(args: argparse.Namespace) -> None:
     """The step `ask`."""
     teachers, began = load_model(NAME, args.device), time.perf_counter()
-    config = teachers.members[0].config
     crystals = read(args.crystals, SETS["all"])[: args.limit]
-    data = training.DrawnWindows(
-        [c.name for c in crystals], Crystal, np.zeros((len(crystals), 1)), config,
-        training.CHECKED_WINDOWS["crystal"], known=known(crystals, config.cutoff))  # fmt: skip
+    data = windows(crystals, np.zeros((len(crystals), 1)), teachers.members[0].config,
+                   training.CHECKED_WINDOWS["crystal"])  # fmt: skip
     loader = DataLoader(data, 32, collate_fn=training.collate, **processes(len(data)))
     said = [torch.cat([training.predict_mean(m, batch, 10**6) for m in teachers.members], 1).cpu()
             for batch in (b.to(args.device) for b in tqdm(loader, "asked"))]  # fmt: skip
@@ -325,10 +320,11 @@ def one(which: str, seed: int, args: argparse.Namespace) -> dict:
     if (folder / "found.json").exists():
         return json.loads((folder / "found.json").read_text())
     own = training.crystals_of(chosen, names[0], config, True)
+    other = windows(more, np.array([[said[c.name]] for c in more]), config.model,
+                    config.windows_per_crystal)  # fmt: skip
     learn = replace(
-        own, names=[*own.names, *(c.name for c in more)],
-        targets=np.concatenate([own.targets, [[said[c.name]] for c in more]]),
-        known=[*own.known, *known(more, config.model.cutoff)])  # fmt: skip
+        own, names=[*own.names, *other.names], known=[*own.known, *other.known],
+        targets=np.concatenate([own.targets, other.targets]))  # fmt: skip
     check = training.crystals_of(chosen, names[1], config, False)
     result = training.train(config, learn, check, folder, device=args.device, jobs=args.jobs,
                             progress=args.jobs == 1, check_every=4)  # fmt: skip

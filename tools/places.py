@@ -529,7 +529,7 @@ def finer(args: argparse.Namespace) -> None:
     told = []
     for seed in args.seeds:
         run = one("then", "told", seed, args)
-        config = training.train_config(app, [f"seed={seed}"])
+        config = training.train_config(app, [*args.set, f"seed={seed}"])
         model = started(run["weights"], config.model, ToldX3Mat).to(args.device).eval()
         data = told_windows(training.crystals_of(app, again, config, False), *fine, standard)
         new = dict(zip(again, told_predictions(model, data).tolist(), strict=True))
