@@ -258,6 +258,22 @@ def test_one_crystal_stands_out(record, app):
     assert first > 2 * second
 
 
+def test_what_is_said_of_the_finer_grid(record):
+    found = results.read("mof-co2n2/places_finer.json")
+    assert found["n"] == record["n"]
+    assert found["changed_by"] == list(places.CHANGED) == [0.02, 0.1]
+    assert [(row["how"], row["spacing_A"]) for row in found["rows"]] == [
+        (how, spacing) for how in ("lattice gas", "told") for spacing in (0.4, 0.25)]
+    for half in ("validation", "test"):
+        gas, finer_gas, told, finer = (row[half] for row in found["rows"])
+        for how, same in (("lattice gas", gas), ("told", told)):
+            assert same["mae"] == pytest.approx(rows_of(record)[how][half]["mae"], abs=1e-3)
+        assert finer["gain"] == pytest.approx(told["mae"] - finer["mae"], abs=2e-4)
+        assert finer_gas["mae"] != gas["mae"]
+    names = [crystal["name"] for crystal in found["most"]]
+    assert "SIPVOD_clean" in names
+
+
 def test_the_worst_are_told_better(record, app):
     """ "The ten worst from above, once more" """
     told = dict(zip(app.folds()[0].halves[1], record["told"], strict=True))

@@ -75,7 +75,6 @@ METALS = (  # that often have the same charge
     (3, 11, 19, 37, 55), (12, 20, 25, 26, 27, 28, 29, 30, 48), (38, 56, 82),
     (13, 21, 24, 26, 31, 49), tuple(range(57, 72)), (40, 72), (46, 78), (47, 29),
 )  # fmt: skip
-KINDS = "metal", "halogen", "nitrogen"
 SETS = {"core": ("core",), "all": ("core", "altered")}
 
 
@@ -141,7 +140,8 @@ def lengthened(atoms: mof_split.Atoms, lengths: dict[int, float]) -> mof_split.A
 
 def altered(atoms: mof_split.Atoms, rng: np.random.Generator) -> mof_split.Atoms | None:
     """With one or two changes at random, or None where those drawn cannot be made."""
-    for kind in rng.choice(KINDS, rng.integers(1, 3), replace=False, p=(0.4, 0.3, 0.3)).tolist():
+    kinds = rng.choice(list(CHANGES), rng.integers(1, 3), replace=False, p=(0.4, 0.3, 0.3))
+    for kind in kinds.tolist():
         atoms = atoms and CHANGES[kind](atoms, rng)
     return atoms
 
