@@ -270,8 +270,13 @@ def test_what_is_said_of_the_finer_grid(record):
             assert same["mae"] == pytest.approx(rows_of(record)[how][half]["mae"], abs=1e-3)
         assert finer["gain"] == pytest.approx(told["mae"] - finer["mae"], abs=2e-4)
         assert finer_gas["mae"] != gas["mae"]
-    names = [crystal["name"] for crystal in found["most"]]
-    assert "SIPVOD_clean" in names
+    first, *_ = found["most"]
+    assert first["name"] == "HABKOM_clean"
+    assert first["label"] == pytest.approx(
+        application(places.NAME).labels().loc["HABKOM_clean", found["outputs"]], abs=0.01)
+    gas, finer_gas = found["rows"][:2]
+    assert finer_gas["test"]["gain_interval"][0] > 0  # "errs less on the finer grid"
+    assert found["rows"][3]["test"]["gain_interval"][0] < 0 < found["rows"][3]["test"]["gain"]
 
 
 def test_the_worst_are_told_better(record, app):

@@ -521,7 +521,8 @@ def finer(args: argparse.Namespace) -> None:
     rest = [*halves["validation"], *halves["test"]]
     label_all(argparse.Namespace(**{**vars(args), "labels": args.finer}), rest, SETTINGS.spacing)
     coarse, fine = read_labels(args.labels), read_labels(args.finer)
-    before, after = (np.array([labels[0][name] for name in rest]) for labels in (coarse, fine))
+    before, after = (np.array([labels[0][name] for name in rest], float)
+                     for labels in (coarse, fine))  # fmt: skip
     change, share = np.abs(after - before), np.abs(after / np.maximum(before, 1e-9) - 1)
     differs = ((share > CHANGED[0]) & (change > CHANGED[1])).any(1)
     again = [name for name, new in zip(rest, differs, strict=True) if new]
