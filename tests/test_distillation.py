@@ -153,7 +153,7 @@ def test_a_tiny_lesson(tmp_path, monkeypatch):
 
 
 def test_what_is_said_of_the_pupil():
-    """ "One seed", "no nearer to the labels", "its error still fell" """
+    """ "One seed", "hardly nearer to the labels", "its error still fell" """
     record, summary = (results.read(f"{NAME}/{what}.json") for what in ("distillation", "summary"))
     core, every = record["rows"]
     fold = application(NAME).folds()[0]
