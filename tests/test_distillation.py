@@ -105,12 +105,6 @@ def test_changes_follow_the_name_and_make_sensible_crystals(mof5):
     assert distillation._altered(("a", gas)) is None
 
 
-def test_formulas_are_reduced(mof5):
-    double = np.concatenate([mof5.species, mof5.species])
-    assert distillation.formula(double) == distillation.formula(mof5.species)
-    assert distillation.formula(mof5.species) == ((1, 12), (6, 24), (8, 13), (30, 4))
-
-
 @pytest.mark.skipif(
     not (Path(os.environ.get("X3MAT_DATA", "/none")) / "qmof.npz").is_file(),
     reason="X3MAT_DATA names no folder with qmof.npz, so that crystals and labels are unknown")
@@ -132,10 +126,10 @@ def test_a_tiny_lesson(tmp_path, monkeypatch):
     distillation.gather(argparse.Namespace(**{**vars(args), "limit": 100}))
     qmof = mof_split.crystals_of(NAME)
     crystals = distillation.read(args.crystals, ["core", "altered"])
-    known = {distillation.formula(atoms.species) for atoms in qmof.values()}
+    known = set(map(mof_split.composition, qmof.values()))
     new = [crystal for crystal in crystals if not crystal.name.endswith("*")]
     assert 1 < len(new) <= 12
-    assert not known & {distillation.formula(crystal.species) for crystal in new}
+    assert not known & set(map(mof_split.composition, new))
     assert max(crystal.n_atoms for crystal in new) <= distillation.MOST
     assert len(crystals) > 60
     distillation.ask(args)

@@ -62,6 +62,7 @@ from x3mat.crystal import Crystal, crystal_from_arrays
 from x3mat.errors import CrystalError, X3MatError
 from x3mat.model import X3MatConfig
 from x3mat.predict import load_model
+from x3mat.sampling import neighbours
 from x3mat.screening import for_each, processes, side_by_side
 
 NAME = "qmof-gap"
@@ -96,17 +97,10 @@ def kept(frac_coords: np.ndarray) -> np.ndarray:
     return (np.round(frac_coords * FINE) % FINE).astype(np.uint16)
 
 
-def formula(species: np.ndarray) -> tuple:
-    """Reduced."""
-    counts = Counter(species.tolist())
-    common = np.gcd.reduce(list(counts.values()))
-    return tuple(sorted((z, n // common) for z, n in counts.items()))
-
-
 def hydrogen_bonds(atoms: mof_split.Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each hydrogen with a neighbour: it, the nearest one, and the vector from that to it."""
     inside = replace(atoms, frac_coords=atoms.frac_coords % 1.0)
-    src, dst, vector = mof_split.neighbours(inside, 1.5)
+    src, dst, vector = neighbours(inside, 1.5)
     length = np.where(atoms.species[src] == HYDROGEN, np.inf, np.linalg.norm(vector, axis=1))
     of_h = (atoms.species[dst] == HYDROGEN) & np.isfinite(length)
     src, dst, vector, length = src[of_h], dst[of_h], vector[of_h], length[of_h]
@@ -237,7 +231,7 @@ def gather(args: argparse.Namespace) -> None:
     """The step `gather`."""
     qmof, fold = mof_split.crystals_of(NAME), application(NAME).folds()[0]
     learn = [qmof[name] for name in fold.train[: args.limit]]
-    known = {formula(atoms.species) for atoms in qmof.values()}
+    known = set(map(mof_split.composition, qmof.values()))
     elements = set(np.concatenate([atoms.species for atoms in learn]).tolist())
     lengths = usual_lengths(learn[:2000])
     found: list[Found] = []
@@ -246,7 +240,7 @@ def gather(args: argparse.Namespace) -> None:
         each = tqdm(for_each(primitive, [(subset, name) for name in names]), subset, len(names))
         for name, atoms in zip(names, each, strict=True):
             if not (atoms and atoms.n_atoms <= MOST and set(atoms.species.tolist()) <= elements
-                    and (key := formula(atoms.species)) not in known):  # fmt: skip
+                    and (key := mof_split.composition(atoms)) not in known):  # fmt: skip
                 continue
             if sensible(atoms := lengthened(atoms, lengths)):
                 known.add(key)
