@@ -215,8 +215,6 @@ def test_what_the_chapter_says_of_displaced_atoms(errors, summary):
     # a single network gains little, the mean of three loses
     assert 0.98 < ours["validation"]["mae"] / summary["validation_mae"] < 1
     assert ours["validation"]["mae_of_mean_over_seeds"] > errors["validation"]["mae"]
-    # look-alikes bring no advantage
-    assert random["test"]["mae"] > max(run["test"] for run in ours["runs"])
     last = {run["seed"]: run["history"][-1]["train_mae"] for run in ours["runs"]}
     assert last[0] > results.read("qmof-gap/runs/fold0-seed0.json")["history"][-1]["train_mae"]
 

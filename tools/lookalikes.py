@@ -11,12 +11,13 @@ is compared with that of the crystals that have one in neither: the difference i
 buy. Errors are means over the seeds and outputs, and intervals hold 95 % of bootstraps of groups
 of near-duplicates. The validation halves chose hyper-parameters only.
 
-Groups are found anew, from the crystals, in about half a minute. The result is
+Groups are found anew, from the crystals, in half a minute or one. The result is
 data/results/<application>/lookalikes.json.
 
 examples:
   python tools/lookalikes.py mof-n2
   python tools/lookalikes.py mof-co2n2
+  X3MAT_DATA=folder python tools/lookalikes.py qmof-gap
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("application", choices=["mof-n2", "mof-co2n2"])
+    parser.add_argument("application", choices=["mof-n2", "mof-co2n2", "qmof-gap"])
     name, start = parser.parse_args().application, time.perf_counter()
     group, (kept, mixed) = groups(name), application(name).folds()
     seen = [set(group[list(fold.train)]) for fold in (kept, mixed)]

@@ -182,14 +182,13 @@ def label_part(file: Path, names: Sequence[str], charges: Path | None, device: s
                             seen=seen.astype(np.float16))  # fmt: skip
 
 
-def label_all(args: argparse.Namespace, names: Sequence[str] = (),
-              spacing: float = SPACING) -> None:  # fmt: skip
+def label_all(args: argparse.Namespace, names: Sequence[str] = ()) -> None:
     """The step `labels`, of all crystals if none are named."""
     fold = application(NAME).folds()[0]
     names = names or [*fold.train, *fold.rest][: args.limit]
     args.labels.mkdir(parents=True, exist_ok=True)
-    parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges, args.device, spacing)
-             for k in range(0, len(names), PART)]  # fmt: skip
+    parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges, args.device,
+              args.spacing) for k in range(0, len(names), PART)]  # fmt: skip
     side_by_side(label_part, [part for part in parts if not part[0].exists()], args.jobs)
 
 
@@ -519,7 +518,8 @@ def finer(args: argparse.Namespace) -> None:
     began, app, fold = time.perf_counter(), application(NAME), application(NAME).folds()[0]
     halves = dict(zip(("validation", "test"), (h[: args.limit] for h in fold.halves), strict=True))
     rest = [*halves["validation"], *halves["test"]]
-    label_all(argparse.Namespace(**{**vars(args), "labels": args.finer}), rest, SETTINGS.spacing)
+    finer = {"labels": args.finer, "spacing": SETTINGS.spacing}
+    label_all(argparse.Namespace(**{**vars(args), **finer}), rest)
     coarse, fine = read_labels(args.labels), read_labels(args.finer)
     before, after = (np.array([labels[0][name] for name in rest], float)
                      for labels in (coarse, fine))  # fmt: skip
@@ -580,6 +580,8 @@ def main() -> int:
     parser.add_argument("--charges", type=Path, help="file of given_charges.py with the charges")
     parser.add_argument("--labels", type=Path, default=Path("runs/places-labels"),
                         help="folder of the labels of windows")  # fmt: skip
+    parser.add_argument("--spacing", type=float, default=SPACING,
+                        help="of the grids of energies, Å")  # fmt: skip
     parser.add_argument("--finer", type=Path, default=Path("runs/places-finer"),
                         help="folder of those on the finer grid")  # fmt: skip
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
