@@ -13,7 +13,6 @@ import pytest
 from x3mat import results
 from x3mat.applications import application
 
-
 NAMES = "mof-n2", "mof-co2n2", "qmof-gap"
 labels_are_there = pytest.mark.skipif(
     not (Path(os.environ.get("X3MAT_DATA", "/none")) / "qmof.npz").is_file(),
