@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import mof_co2n2_errors
 import numpy as np
@@ -11,11 +12,10 @@ import places
 import pytest
 import torch
 
-from x3mat import databases, results
+from x3mat import results
 from x3mat.applications import application
+from x3mat.predict import load_model, predict
 from x3mat.training import collate, set_constants, train_config
-from x3mat_gcmc import Framework
-from x3mat_gcmc.charges import predicted_charges
 
 SMALL = ["model.l_max=1", "model.m_max=1", "model.channels=8", "model.heads=2",
          "model.radial_functions=8", "model.radial_hidden=8", "model.feed_forward=8",
@@ -43,12 +43,11 @@ def labels(made):
 @pytest.fixture(scope="module")
 def told(app, labels):
     config = train_config(app, SMALL)
-    standard = np.zeros(places.TOLD), np.ones(places.TOLD)
     targets = app.labels().loc[list(NAMES), list(app.columns)].to_numpy(float)
     mean, seen = ([part[name] for name in NAMES] for part in labels)
     return config, places.ToldWindows(
         NAMES, app.crystal, targets, config.model, 4, mean=mean, seen=seen,
-        spread=list(map(places.distribution, mean, seen)), standard=standard)  # fmt: skip
+        spread=list(map(places.distribution, mean, seen)))  # fmt: skip
 
 
 def test_few_molecules_are_where_the_simulation_has_them(app, labels):
@@ -60,69 +59,38 @@ def test_few_molecules_are_where_the_simulation_has_them(app, labels):
 def test_a_coarse_grid_has_a_hole(app):
     """ "Told of nitrogen that is not there" """
     framework, found = places.framework_of("SIPVOD_clean", {}), []
-    for spacing in (places.SPACING, places.SETTINGS.spacing):
-        zb = places.dilute(framework, "cpu", spacing)
-        found.append(places.densities(framework.lattice, zb)[1].mean())
+    for spacing in (0.4, 0.25):
+        zb = places.dilute(framework, replace(places.SETTINGS, spacing=spacing))
+        found.append(places.densities(framework.lattice, zb, places.SETTINGS.gases)[1].mean())
     assert found[0] > 10
     assert found[1] == pytest.approx(app.labels().N2["SIPVOD_clean"], rel=0.2)
 
 
 def test_windows_see_what_the_crystal_holds(labels):
     for name in NAMES:
-        assert labels[1][name].shape == (2, places.PLACES)
+        assert labels[1][name].shape == (2, len(places.PLACES))
         assert labels[1][name].astype(float).mean(1) == pytest.approx(labels[0][name], rel=0.05)
-
-
-def test_a_blurred_density_keeps_its_sum_and_its_place():
-    lattice = np.array([[8.0, 0, 0], [2.0, 9.0, 0], [0, 1.0, 10.0]])
-    density = np.zeros((16, 18, 20))
-    density[3, 4, 5] = 1.0
-    found = places.blurred(lattice, density, 1.0)
-    assert found.sum() == pytest.approx(1.0)
-    assert np.unravel_index(found.argmax(), found.shape) == (3, 4, 5)
-    step = np.array([2 / 16, 0, 0]) @ lattice  # two voxels on
-    ratio = found[5, 4, 5] / found[3, 4, 5]
-    assert ratio == pytest.approx(np.exp(-0.5 * step @ step), rel=1e-3)
-    assert places.blurred(lattice, np.full((4, 4, 4), 2.0), 1.5) == pytest.approx(2.0)
-
-
-def test_densities_turn_with_the_crystal():
-    """A cell with two axes exchanged has the same densities, exchanged."""
-    crystal = databases.iza("SOD", symprec=0.0)
-    charges = predicted_charges(crystal)
-    frac = crystal.frac_coords * [1.0, 0.9, 1.1] % 1.0  # no longer cubic
-    lattice = crystal.lattice * [[1.0], [1.05], [1.1]]
-    turned = [1, 0, 2]
-    one, swapped = (places.densities(cell, places.dilute(
-        Framework(cell, crystal.species, places_, charges), "cpu")) for cell, places_ in (
-            (lattice, frac), (lattice[turned], frac[:, turned])))  # fmt: skip
-    for a, b in zip(one, swapped, strict=True):
-        back = places.blurred(lattice[turned], b, 1.0).swapaxes(0, 1)
-        expected = places.blurred(lattice, a, 1.0)
-        assert back.shape == expected.shape  # places within voxels are random
-        assert np.corrcoef(back.ravel(), expected.ravel())[0, 1] > 0.99
-        assert back.mean() == pytest.approx(expected.mean(), rel=0.05)
 
 
 def test_places_are_taken_in_a_row_and_again(told):
     _, data = told
     data = places.PlacedWindows(**{k: v for k, v in vars(data).items()
-                                     if k not in ("spread", "standard")})
+                                     if k != "spread"})
     item, again, other = data[2, 1], data[2, 1], data[3, 1]
     assert item.target.shape == (8,)
     assert (item.target == again.target).all()
     assert (item.target != other.target).any()
     seen = data.seen[1].astype(float)
     first = int(np.flatnonzero((item.target[:2] == seen.T).all(1))[0])
-    chosen = (first + np.arange(4)) % places.PLACES
+    chosen = (first + np.arange(4)) % len(places.PLACES)
     assert item.target.reshape(4, 2) == pytest.approx(seen[:, chosen].T)
-    assert item.windows.centers == pytest.approx(chosen[:, None] * places.STRIDE % 1.0)
+    assert item.windows.centers == pytest.approx(places.PLACES[chosen])
 
 
 def test_who_has_learned_nothing_says_what_it_is_told(told, labels):
     config, data = told
     torch.manual_seed(0)
-    model = places.ToldX3Mat(config.model)
+    model = places.told_network(NAMES, *labels, config.model)
     set_constants(model, data)
     found = places.told_predictions(model.eval(), data)
     assert found == pytest.approx(np.array([labels[0][n] for n in NAMES]), rel=1e-3)
@@ -135,7 +103,7 @@ def test_who_has_learned_nothing_says_what_it_is_told(told, labels):
 def test_corrections_are_learned_from_atoms_and_from_densities(told):
     config, data = told
     torch.manual_seed(0)
-    model = places.ToldX3Mat(config.model)
+    model = places.TrainedX3Mat(config.model)
     with torch.no_grad():
         model.head[-1].weight.normal_()
     batch = collate([data[0, 0], data[0, 1]])
@@ -166,32 +134,32 @@ def test_a_training_is_kept_and_begins_where_it_should(how, app, tmp_path, monke
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")  # R² of one crystal
-def test_networks_are_told_finer_densities(app, tmp_path, monkeypatch, made):
-    fold, write = app.folds()[0], results.write
+def test_what_is_shipped_is_what_predicts(app, tmp_path, monkeypatch, made):
+    fold = app.folds()[0]
     small = type(fold)(NAMES, ((NAMES[0],), (NAMES[1],)))
     monkeypatch.setattr(type(app), "folds", lambda self: [small])
-    monkeypatch.setattr(places, "side_by_side", lambda function, plan, jobs: [
-        function(*each) for each in plan])  # fmt: skip
-    monkeypatch.setattr(places.results, "write", lambda name, record, **about: write(
-        tmp_path / name, record, **about))  # fmt: skip
-    args = argparse.Namespace(first=1, epochs=1, limit=None, set=SMALL, labels=made, jobs=1,
-                              finer=tmp_path / "finer", charges=None, runs=tmp_path, device="cpu",
-                              how=["told"], seeds=[0])  # fmt: skip
-    found = []
-    for least in (1e6, 0.0):  # what is changed by less is as it was
-        monkeypatch.setattr(places, "CHANGED", (0.0, least))
-        places.finer(args)
-        found.append(results.read_json(tmp_path / places.NAME / "places_finer.json"))
-        assert found[-1]["n"] == {"validation": 1, "test": 1}
-    same, new = found
-    assert same["changed"] == {"validation": 0, "test": 0}
-    assert new["changed"] == {"validation": 1, "test": 1}
-    rows = [{(row["how"], row["spacing_A"]): row["test"]["mae"] for row in each["rows"]}
-            for each in found]  # fmt: skip
-    assert rows[0]["told", 0.4] == rows[0]["told", 0.25] == rows[1]["told", 0.4]
-    assert rows[1]["told", 0.25] == pytest.approx(rows[1]["told", 0.4], abs=0.02)
-    assert rows[1]["told", 0.25] != rows[1]["told", 0.4]
-    assert rows[0]["lattice gas", 0.25] != rows[0]["lattice gas", 0.4]
+    args = argparse.Namespace(first=1, epochs=2, limit=None, set=SMALL, labels=made, jobs=1,
+                              runs=tmp_path, device="cpu", seeds=[0, 1], out=tmp_path)  # fmt: skip
+    places.ship(args)
+    found = results.read_json(tmp_path / "results" / "mof-co2n2-told" / "summary.json")
+    models = load_model(tmp_path / "models" / "mof-co2n2-told:CO2")
+    assert models.about[0]["lattice_gas"] == found["lattice_gas"]
+    crystal = app.crystal(NAMES[1])
+    label = app.labels().loc[NAMES[1], list(app.columns)].to_numpy(float)
+    windows = models.windows(crystal)
+    every = np.array([m.contributions(windows).double().numpy() for m in models.members])
+    y = np.einsum("mwk,w->mk", every, windows.weights / windows.n_windows)
+    error = np.abs(y - label)
+    assert found["test_mae"] == pytest.approx(error.mean(), rel=1e-4)
+    assert [s["test_mae"] for s in found["outputs"].values()] == pytest.approx(
+        error.mean(0), rel=1e-4)  # fmt: skip
+    assert predict(crystal, models).value == pytest.approx(y[:, 0].mean(), rel=1e-4)
+    again = np.mean([[*places.one("then", "told", seed, args)["predicted"].values()]
+                     for seed in args.seeds], 0)  # fmt: skip
+    assert found["around_places"]["test_mae"] == pytest.approx(
+        np.mean([np.abs(np.array(places.one("then", "told", seed, args)["predicted"][NAMES[1]])
+                        - label).mean() for seed in args.seeds]))  # fmt: skip
+    assert again[1] == pytest.approx(y.mean(0), rel=0.05)  # around other places
 
 
 # ----------------------------------------------------------------------------------- the record
@@ -211,7 +179,7 @@ def test_the_record_is_of_these_halves(record, app):
     assert record["n"] == {k: len(h) for k, h in zip(record["n"], fold.halves, strict=True)}
     assert record["n_train"] == len(fold.train)
     ours = record["volume_A3"], record["range_A"], record["seen_A"], record["places"]
-    assert ours == (places.EXCLUDED, places.RANGE, places.SEEN, places.PLACES)
+    assert ours == (places.EXCLUDED, places.RANGE, places.SEEN, len(places.PLACES))
     label = app.labels().loc[list(fold.halves[1]), list(app.columns)].to_numpy()
     error = np.abs(np.array(record["told"]) - label).mean()
     assert error == pytest.approx(rows_of(record)["told"]["test"]["mae_of_mean_over_seeds"],
@@ -256,27 +224,6 @@ def test_one_crystal_stands_out(record, app):
     first, second = np.sort(np.abs(error))[[-1, -2]]
     assert names[int(error.argmax())] == "SIPVOD_clean"
     assert first > 2 * second
-
-
-def test_what_is_said_of_the_finer_grid(record):
-    found = results.read("mof-co2n2/places_finer.json")
-    assert found["n"] == record["n"]
-    assert found["changed_by"] == list(places.CHANGED) == [0.02, 0.1]
-    assert [(row["how"], row["spacing_A"]) for row in found["rows"]] == [
-        (how, spacing) for how in ("lattice gas", "told") for spacing in (0.4, 0.25)]
-    for half in ("validation", "test"):
-        gas, finer_gas, told, finer = (row[half] for row in found["rows"])
-        for how, same in (("lattice gas", gas), ("told", told)):
-            assert same["mae"] == pytest.approx(rows_of(record)[how][half]["mae"], abs=1e-3)
-        assert finer["gain"] == pytest.approx(told["mae"] - finer["mae"], abs=2e-4)
-        assert finer_gas["mae"] != gas["mae"]
-    first, *_ = found["most"]
-    assert first["name"] == "HABKOM_clean"
-    assert first["label"] == pytest.approx(
-        application(places.NAME).labels().loc["HABKOM_clean", found["outputs"]], abs=0.01)
-    gas, finer_gas = found["rows"][:2]
-    assert finer_gas["test"]["gain_interval"][0] > 0  # "errs less on the finer grid"
-    assert found["rows"][3]["test"]["gain_interval"][0] < 0 < found["rows"][3]["test"]["gain"]
 
 
 def test_the_worst_are_told_better(record, app):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -222,6 +225,45 @@ def test_command(files, model, tmp_path):
     assert "6 crystals, 1 of them" in run(files, "iza:LTA", "--out", out).stdout
     assert "no shard" in run("iza:LTA", "--out", out, "--shard", "two", code=1).stderr
     assert len(json.loads(run(files, "--json", code=1).stdout)) == 5
+
+
+def waits(folder):
+    """For a minute, after it has left its number."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def test_trainings_end_with_who_called_them(tmp_path):
+    """Even if that was killed: nothing goes on unseen, beside a call that resumes it."""
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+            "from test_screening import side_by_side, waits;"
+            "side_by_side(waits, [(Path(sys.argv[2]),)] * 2, 2)")  # fmt: skip
+    script = tmp_path / "run.py"
+    script.write_text(f"if __name__ == '__main__':\n    {code}\n")
+    folder = tmp_path / "numbers"
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, script, Path(__file__).parent, folder])
+    try:
+        assert becomes(lambda: len(list(folder.iterdir())) == 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert becomes(lambda: not any(runs(int(file.name)) for file in folder.iterdir()))
+
+
+def becomes(true, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    return true()
+
+
+def runs(pid):
+    """Whether there is such a process that has not ended."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
 
 
 def gpus_of_this_process(folder):

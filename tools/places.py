@@ -1,13 +1,8 @@
 """Would networks of mof-co2n2 err less if they knew where in a crystal the gas is?
 
 A label is one number for a crystal, and the network has to find out by itself which places make it.
-But for a rigid framework with given charges, energies at all places are cheap. A Langmuir lattice
-gas turns them into densities of each gas k, with the mean Boltzmann factor B of a molecule at r,
-
-    ρ_k(r) = z_k B_k(r) / (1 + v G_s Σ_m z_m B_m(r)),      v = 60 Å3, s = 1.5 Å,
-
-where G_s blurs by a Gaussian: molecules exclude each other from their surroundings, and do not
-attract each other. A window sees the density around its centre, blurred by a Gaussian of 1 Å.
+But for a rigid framework with given charges, energies at all places are cheap, and a lattice gas
+turns them into densities (x3mat_gcmc.lattice_gas). A window sees those around its centre.
 
 --how first   The network first learns the densities that windows see, each window with a label of
               its own, then the crystals' labels as usual. It is X3Mat: nothing but atoms enters.
@@ -26,18 +21,22 @@ Steps; all but the first resume after a kill
             (x3mat_gcmc.charges)
     train   networks on the training set of fold 0, and their predictions of the rest
     table   the record data/results/mof-co2n2/places.json (or --name)
-    finer   densities of both halves of the rest from energies on a finer grid, that of the
-            simulation, and what networks, trained as above, are told and say where these differ:
-            the record data/results/mof-co2n2/places_finer.json
+    ship    checkpoints of networks that are told, as data/models/mof-co2n2-told, and the errors of
+            `x3mat predict` with them on the test half: data/results/mof-co2n2-told/summary.json
 
-Errors are those of validation and test half; nothing is chosen by the latter.
+Errors are those of validation and test half; nothing is chosen by the latter. Energies were on a
+grid of 0.4 Å at first; for the networks that are shipped, on that of the simulation, 0.25 Å.
 
 examples:
-  python tools/places.py choose
-  python tools/places.py labels --device cuda --jobs 30
+  python tools/places.py choose --spacing 0.4
+  python tools/places.py labels --spacing 0.4 --device cuda --jobs 30
   python tools/places.py train --how told --seeds 0 --device cuda
   python tools/places.py table --device cuda --jobs 3
-  python tools/places.py finer --jobs 2
+  python tools/places.py labels --labels runs/places-fine --device cuda --jobs 12
+  python tools/places.py table --how told --labels runs/places-fine --name told-64
+  python tools/places.py table --how told --labels runs/places-fine --name told \\
+      --set model.channels=32
+  python tools/places.py ship --labels runs/places-fine --set model.channels=32
 """
 
 from __future__ import annotations
@@ -60,80 +59,49 @@ import gcmc_checks
 import mof_co2n2_errors
 import numpy as np
 import pandas as pd
+import summarize
 import torch
 import variants
 from intervals import of_mean
-from scipy import constants, fft, ndimage
 from sklearn.ensemble import HistGradientBoostingRegressor
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from x3mat import results, training
+from x3mat import paths, results, training
 from x3mat.applications import application
 from x3mat.errors import X3MatError
-from x3mat.model import X3Mat, X3MatConfig
-from x3mat.sampling import STRIDE, windows_at
-from x3mat.screening import for_each, side_by_side
+from x3mat.model import X3Mat, X3MatConfig, save_checkpoint
+from x3mat.predict import Ensemble
+from x3mat.sampling import windows_at
+from x3mat.screening import digest, for_each, screen, side_by_side
 from x3mat_gcmc import Framework
 from x3mat_gcmc.charges import predicted_charges
-from x3mat_gcmc.forcefield import guest
-from x3mat_gcmc.system import dilute_densities, make_grids, make_guests, make_system
+from x3mat_gcmc.lattice_gas import (
+    CONDITIONS,
+    EXCLUDED,
+    PLACES,
+    QUANTILES,
+    RANGE,
+    SEEN,
+    ToldX3Mat,
+    densities,
+    dilute,
+    distribution,
+    seen_at,
+    told_of,
+)
 
 NAME = "mof-co2n2"
-PLACES = 384  # of each crystal: k STRIDE mod 1
 PART = 50  # crystals in a file of labels
 VOLUMES, RANGES = (30.0, 45.0, 60.0, 75.0, 90.0), (0.9, 1.2, 1.5, 1.8, 2.1)  # Å3, Å
-EXCLUDED, RANGE = 60.0, 1.5  # of these
 TRIED = 100  # training crystals on which they are chosen
-SEEN = 1.0  # Å
-QUANTILES = 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0
-TOLD = 2 * (2 + len(QUANTILES))  # numbers of each window
-SMALL = 1e-3  # g/L, added before a logarithm is taken
-STEEPEST = 3.0  # correction a, at most
 LITTLE = 0.5, 8.0  # g/L of CO2
 AGAINST = {"first": "usual", "told": "gradient boosting"}  # what a way is compared with
-MOST = 1e6  # 1/Å3; such places are full long before
-SPACING = 0.4  # Å, of the grids of energies
-CHANGED = 0.02, 0.1  # share of the mean density, and g/L: by more than both
 SETTINGS = gcmc_checks.SETTINGS["co2-n2"]
-G_PER_L = [1e27 / constants.N_A * guest(gas)["molar_mass"] for gas in SETTINGS.gases]  # at 1/Å3
+TOLD = len(SETTINGS.gases) * (2 + len(QUANTILES))  # numbers of each window, beside densities
 
 
 # ------------------------------------------------------------------------------------ labels
-
-
-def blurred(lattice: np.ndarray, density: np.ndarray, sd: float) -> np.ndarray:
-    """A periodic density, (n1, n2, n3), convolved with a Gaussian of ``sd`` Å."""
-    n = density.shape
-    waves = [fft.fftfreq(n[0], 1 / n[0]), fft.fftfreq(n[1], 1 / n[1]), fft.rfftfreq(n[2], 1 / n[2])]
-    k = 2 * np.pi * np.stack(np.meshgrid(*waves, indexing="ij"), -1) @ np.linalg.inv(lattice).T
-    out = fft.irfftn(fft.rfftn(density) * np.exp(-0.5 * sd**2 * (k**2).sum(-1)), s=n)
-    return out.clip(0)
-
-
-def dilute(framework: Framework, device: str, spacing: float = SPACING) -> list[np.ndarray]:
-    """z B of each gas in the voxels, 1/Å3."""
-    settings = replace(SETTINGS, spacing=spacing)
-    guests = make_guests(settings)
-    system = make_system(framework, settings, guests)
-    make_grids(system, guests, settings, device)
-    found = next(dilute_densities([system], guests, [(0, settings)], device))
-    return [np.minimum(x, MOST) for x in found]
-
-
-def densities(lattice: np.ndarray, zb: Sequence[np.ndarray], excluded: float = EXCLUDED,
-              reach: float = RANGE) -> list[np.ndarray]:  # fmt: skip
-    """Of the lattice gas, of each gas in the voxels, g/L."""
-    around = 1 + excluded * blurred(lattice, sum(zb), reach)
-    return [unit * x / around for unit, x in zip(G_PER_L, zb, strict=True)]
-
-
-def at_places(lattice: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """What windows around the places see of a density, (PLACES,)."""
-    places = (np.arange(PLACES)[:, None] * STRIDE) % 1.0
-    voxels = places.T * np.array(density.shape)[:, None] - 0.5  # of which values are at the middle
-    return ndimage.map_coordinates(blurred(lattice, density, SEEN), voxels, order=1,
-                                   mode="grid-wrap")  # fmt: skip
 
 
 def framework_of(name: str, charges: Mapping[str, np.ndarray]) -> Framework:
@@ -151,8 +119,8 @@ def choose(args: argparse.Namespace) -> None:
     pairs, means = list(product(VOLUMES, RANGES)), []
     for name in tqdm(names, unit="crystal"):
         framework = framework_of(name, {})
-        zb = dilute(framework, args.device)
-        means.append([[x.mean() for x in densities(framework.lattice, zb, *pair)]
+        zb = dilute(framework, replace(SETTINGS, spacing=args.spacing), args.device)
+        means.append([[x.mean() for x in densities(framework.lattice, zb, SETTINGS.gases, *pair)]
                       for pair in pairs])  # fmt: skip
     error = np.abs(np.array(means) - label[:, None]).mean(0)
     rows = [{"volume_A3": v, "range_A": s, "mae": round(e.mean(), 3),
@@ -167,14 +135,15 @@ def choose(args: argparse.Namespace) -> None:
 
 
 def label_part(file: Path, names: Sequence[str], charges: Path | None, device: str,
-               spacing: float = SPACING) -> None:  # fmt: skip
+               spacing: float = SETTINGS.spacing) -> None:  # fmt: skip
     """Means, and densities seen at the places, of some crystals, into a file."""
     torch.set_num_threads(1)
     rows, known = [], np.load(charges) if charges else {}
     for name in names:
         framework = framework_of(name, known)
-        found = densities(framework.lattice, dilute(framework, device, spacing))
-        seen = [at_places(framework.lattice, density) for density in found]
+        zb = dilute(framework, replace(SETTINGS, spacing=spacing), device)
+        found = densities(framework.lattice, zb, SETTINGS.gases)
+        seen = [seen_at(framework.lattice, density, PLACES) for density in found]
         rows.append(([x.mean() for x in found], seen))
     mean, seen = map(np.array, zip(*rows, strict=True))
     with results.replacing(file) as out:
@@ -182,10 +151,10 @@ def label_part(file: Path, names: Sequence[str], charges: Path | None, device: s
                             seen=seen.astype(np.float16))  # fmt: skip
 
 
-def label_all(args: argparse.Namespace, names: Sequence[str] = ()) -> None:
-    """The step `labels`, of all crystals if none are named."""
+def label_all(args: argparse.Namespace) -> None:
+    """The step `labels`."""
     fold = application(NAME).folds()[0]
-    names = names or [*fold.train, *fold.rest][: args.limit]
+    names = [*fold.train, *fold.rest][: args.limit]
     args.labels.mkdir(parents=True, exist_ok=True)
     parts = [(args.labels / f"{k:04d}.npz", names[k : k + PART], args.charges, args.device,
               args.spacing) for k in range(0, len(names), PART)]  # fmt: skip
@@ -193,7 +162,7 @@ def label_all(args: argparse.Namespace, names: Sequence[str] = ()) -> None:
 
 
 def read_labels(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Means, (2,), and densities seen at the places, (2, PLACES), by crystal, g/L."""
+    """Means, (2,), and densities seen at the places, (2, places), by crystal, g/L."""
     mean, seen = {}, {}
     for file in sorted(folder.glob("*.npz")):
         with np.load(file) as found:
@@ -206,28 +175,22 @@ def read_labels(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
 # ---------------------------------------------------------------------------------- training
 
 
-def distribution(mean: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """What is told of a crystal: logarithms of mean densities and of quantiles, (16,)."""
-    quantiles = np.quantile(seen.astype(float), QUANTILES, axis=1).ravel()
-    return np.log(np.concatenate([mean, quantiles]) + SMALL)
-
-
 @dataclass(eq=False, repr=False)
 class PlacedWindows(training.DrawnWindows):
     """Windows at some of the places of each crystal, in a row and so spread evenly, whose targets
     are the densities that they see."""
 
     mean: Sequence[np.ndarray] = ()  # density in each crystal, (outputs,)
-    seen: Sequence[np.ndarray] = ()  # at its places, (outputs, PLACES)
+    seen: Sequence[np.ndarray] = ()  # at its places, (outputs, places)
 
     def drawn(self, item: tuple[int, int]) -> tuple[training.Item, np.ndarray]:
         """Windows, and what they see, (outputs, W)."""
         epoch, i = item
-        first = np.random.default_rng([self.seed, epoch, i]).integers(PLACES)
-        chosen = (first + np.arange(self.windows_per_crystal)) % PLACES
+        first = np.random.default_rng([self.seed, epoch, i]).integers(len(PLACES))
+        chosen = (first + np.arange(self.windows_per_crystal)) % len(PLACES)
         crystal, pairs = self.known[i]
         windows = windows_at(
-            crystal, chosen[:, None] * STRIDE % 1.0, self.config.radius, self.config.step)
+            crystal, PLACES[chosen], self.config.radius, self.config.step)
         share = np.full(len(chosen), 1 / len(chosen))
         return (training.Item(windows, pairs, share, self.targets[i]),
                 self.seen[i][:, chosen].astype(float))
@@ -242,48 +205,22 @@ class ToldWindows(PlacedWindows):
     """Likewise; beside the share of each window stand densities and what else is told of it."""
 
     spread: Sequence[np.ndarray] = ()  # of densities over each crystal, see distribution
-    standard: tuple[np.ndarray, np.ndarray] = ()  # mean and deviation of what is told
 
     def __getitem__(self, item: int | tuple[int, int]) -> training.Item:
         epoch, i = item if isinstance(item, tuple) else (0, item)
         found, seen = self.drawn((epoch, i))
-        told = (told_of(self.spread[i], seen) - self.standard[0]) / self.standard[1]
+        told = told_of(self.spread[i], seen)
         return found._replace(share=np.column_stack([found.share, seen.T, told]),
                               target=found.target + seen.mean(1) - self.mean[i])  # fmt: skip
 
 
-def told_of(spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Logarithms of what windows of a crystal see, and its :func:`distribution`, (W, TOLD)."""
-    return np.column_stack([np.log(seen.T + SMALL), np.tile(spread, (seen.shape[1], 1))])
+class TrainedX3Mat(ToldX3Mat):
+    """Where the memory of a step is measured, nothing is told: zeros."""
 
-
-@dataclass(frozen=True)
-class ToldGraph(training.WindowGraph):
-    """Windows of which something is told."""
-
-    told: Tensor | None = None  # (W, outputs + TOLD): densities first
-
-
-class ToldX3Mat(X3Mat):
-    """Contributions ρ exp(a) + b; the probes' scalars and what is told give a and b."""
-
-    def __init__(self, config: X3MatConfig):
-        super().__init__(config)
-        c, n = config.channels, config.outputs
-        self.head = nn.Sequential(nn.Linear(c + TOLD, c), nn.SiLU(), nn.Linear(c, 2 * n))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
-
-    def readout(self, scalars: Tensor) -> Tensor:
-        return self.norm(scalars)
-
-    def network(self, graph: training.WindowGraph, geometry: tuple | None = None) -> Tensor:
-        scalars, n = super().network(graph, geometry), self.config.outputs
-        told = getattr(graph, "told", None)
-        if told is None:  # to measure memory
-            told = scalars.new_zeros(len(scalars), n + TOLD)
-        a, b = self.head(torch.cat([scalars, told[:, n:]], 1)).split(n, dim=1)
-        return told[:, :n] * torch.exp(a.clamp(-STEEPEST, STEEPEST)) + self.scale * b
+    def readout(self, scalars: Tensor, told: Tensor | None) -> Tensor:
+        if told is None:
+            told = scalars.new_zeros(len(scalars), self.config.outputs + TOLD)
+        return super().readout(scalars, told)
 
 
 def windows_of(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal: Tensor,
@@ -295,7 +232,7 @@ def windows_of(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal
 def told_means(model: X3Mat, graph: training.WindowGraph, share: Tensor, crystal: Tensor,
                n: int) -> Tensor:  # fmt: skip
     """Mean contributions to n crystals, (n, outputs)."""
-    y = model.network(ToldGraph(**vars(graph), told=share[:, 1:]))
+    y = model.network(replace(graph, told=share[:, 1:]))
     return y.new_zeros(n, y.shape[1]).index_add(0, crystal, y * share[:, :1])
 
 
@@ -306,25 +243,26 @@ def started(file: Path, config: X3MatConfig, kind: type[X3Mat] = X3Mat) -> X3Mat
     return model
 
 
-def standards(names: Sequence[str], mean: dict, seen: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation, over these crystals, of what is told of windows."""
+def told_network(names: Sequence[str], mean: dict, seen: dict, config: X3MatConfig) -> X3Mat:
+    """An untrained one that knows what is told of windows of these crystals."""
     told = np.concatenate([told_of(distribution(mean[n], seen[n]), seen[n].astype(float))
                            for n in names])  # fmt: skip
-    return told.mean(0), told.std(0)
+    model = TrainedX3Mat(config)
+    model.standard.copy_(torch.as_tensor(np.array([told.mean(0), told.std(0)])))
+    return model
 
 
-def told_windows(found: training.DrawnWindows, mean: dict, seen: dict,
-                 standard: tuple[np.ndarray, np.ndarray]) -> ToldWindows:  # fmt: skip
+def told_windows(found: training.DrawnWindows, mean: dict, seen: dict) -> ToldWindows:
     """Of the same crystals."""
     mean, seen = ([labels[n] for n in found.names] for labels in (mean, seen))
-    return ToldWindows(**vars(found), mean=mean, seen=seen, standard=standard,
+    return ToldWindows(**vars(found), mean=mean, seen=seen,
                        spread=list(map(distribution, mean, seen)))  # fmt: skip
 
 
 @torch.no_grad()
 def told_predictions(model: ToldX3Mat, data: ToldWindows) -> np.ndarray:
     """From windows around all places of each crystal, (n, outputs)."""
-    data, found = replace(data, windows_per_crystal=PLACES), []
+    data, found = replace(data, windows_per_crystal=len(PLACES)), []
     items = tqdm(for_each(data.__getitem__, range(len(data))), "predictions", len(data))
     for item, label in zip(items, data.targets, strict=True):
         batch = training.collate([item]).to(model.shift.device)
@@ -339,13 +277,12 @@ def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
     epochs = {"first": args.first, "then": args.epochs}[stage]
     config = training.train_config(chosen, [*args.set, f"seed={seed}", f"epochs={epochs}"])
     begins = how == "first" and stage == "then"
-    plan = [how, stage, begins and args.first, args.limit, asdict(config)]
+    plan = [how, stage, begins and args.first, args.limit, args.labels.name, asdict(config)]
     folder = kept(args.runs, plan)
     if (folder / "found.json").exists():
         return {**json.loads((folder / "found.json").read_text()), "weights": folder / "model.pt"}
     mean, seen = read_labels(args.labels)
     names = [part[: args.limit] for part in (fold.train, *fold.halves)]
-    standard = standards(names[0], mean, seen) if how == "told" else ()
 
     def data(part: Sequence[str], learn: bool) -> training.DrawnWindows:
         found = training.crystals_of(chosen, part, config, learn)
@@ -353,7 +290,7 @@ def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
             return found
         found = replace(found, windows_per_crystal=config.windows_per_crystal)
         if how == "told":
-            return told_windows(found, mean, seen, standard)
+            return told_windows(found, mean, seen)
         return PlacedWindows(**vars(found), mean=[mean[n] for n in part],
                              seen=[seen[n] for n in part])  # fmt: skip
 
@@ -361,7 +298,7 @@ def one(stage: str, how: str, seed: int, args: argparse.Namespace) -> dict:
     if begins:
         network = partial(started, one("first", how, seed, args)["weights"])
     elif how == "told":
-        network, function = ToldX3Mat, told_means
+        network, function = partial(told_network, names[0], mean, seen), told_means
     else:
         function = partial(windows_of, each=config.windows_per_crystal)
     with variants.predicting(function):
@@ -500,7 +437,7 @@ def table(args: argparse.Namespace) -> None:
                 for how in ways}  # fmt: skip
     results.write(
         f"{NAME}/{args.name}.json",
-        {"application": NAME, "unit": "g/L", "outputs": list(app.columns), "places": PLACES,
+        {"application": NAME, "unit": "g/L", "outputs": list(app.columns), "places": len(PLACES),
          "n": {half: len(names) for half, names in halves.items()}, "n_train": len(learn),
          "volume_A3": EXCLUDED, "range_A": RANGE, "seen_A": SEEN, "first_epochs": args.first,
          "epochs": args.epochs, "set": args.set, "jobs": args.jobs, "device": runs[0]["device"],
@@ -513,51 +450,49 @@ def table(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
-def finer(args: argparse.Namespace) -> None:
-    """The step `finer`."""
-    began, app, fold = time.perf_counter(), application(NAME), application(NAME).folds()[0]
-    halves = dict(zip(("validation", "test"), (h[: args.limit] for h in fold.halves), strict=True))
-    rest = [*halves["validation"], *halves["test"]]
-    finer = {"labels": args.finer, "spacing": SETTINGS.spacing}
-    label_all(argparse.Namespace(**{**vars(args), **finer}), rest)
-    coarse, fine = read_labels(args.labels), read_labels(args.finer)
-    before, after = (np.array([labels[0][name] for name in rest], float)
-                     for labels in (coarse, fine))  # fmt: skip
-    change, share = np.abs(after - before), np.abs(after / np.maximum(before, 1e-9) - 1)
-    differs = ((share > CHANGED[0]) & (change > CHANGED[1])).any(1)
-    again = [name for name, new in zip(rest, differs, strict=True) if new]
-    standard = standards(fold.train[: args.limit], *coarse)
-    told = []
-    for seed in args.seeds:
-        run = one("then", "told", seed, args)
-        config = training.train_config(app, [*args.set, f"seed={seed}"])
-        model = started(run["weights"], config.model, ToldX3Mat).to(args.device).eval()
-        data = told_windows(training.crystals_of(app, again, config, False), *fine, standard)
-        new = dict(zip(again, told_predictions(model, data).tolist(), strict=True))
-        told.append([[found[name] for name in rest]
-                     for found in (run["predicted"], {**run["predicted"], **new})])  # fmt: skip
-    ways = {"lattice gas": np.array([[before, after]]), "told": np.array(told)}
-    label = app.labels().loc[rest, list(app.columns)].to_numpy()
-    rows = []
-    for how, y in ways.items():
-        for k, spacing in enumerate((SPACING, SETTINGS.spacing)):
-            row = {"how": how, "spacing_A": spacing}
-            for half, names in halves.items():
-                at = slice(0, len(names)) if half == "validation" else slice(-len(names), None)
-                row[half] = scores(y[:, k, at], label[at], y[:, 0, at] if k else None)
-            rows.append(row)
-    most = np.argsort(-change.max(1))[:5].tolist()
+def ship(args: argparse.Namespace) -> None:
+    """The step `ship`."""
+    app, fold, name = application(NAME), application(NAME).folds()[0], f"{NAME}-told"
+    train, check, test = (part[: args.limit] for part in (fold.train, *fold.halves))
+    gas = {key: getattr(SETTINGS, key) for key in CONDITIONS}
+    folder = args.out / "models" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, models = [one("then", "told", seed, args) for seed in args.seeds], []
+    for seed, run in zip(args.seeds, runs, strict=True):
+        config = training.train_config(
+            app, [*args.set, f"seed={seed}", f"epochs={args.epochs}"])  # fmt: skip
+        about = training.description(app, 0, config, train)
+        about["lattice_gas"] = results.plain(gas)
+        model = started(run["weights"], config.model, ToldX3Mat)
+        models.append(save_checkpoint(folder / f"fold0-seed{seed}.pt", model, about))
+    ensemble = Ensemble(name, tuple(model.to(args.device) for model in models), (about,))
+    table = screen(test, ensemble, args.runs / f"told-{digest(ensemble)}", read=app.crystal,
+                   progress=True).set_index("file")  # fmt: skip
+    n, label = len(app.columns), app.labels().loc[list(test), list(app.columns)]
+    rows = pd.concat([pd.DataFrame({
+        "name": test, "seed": seed, "output": column, "label": label[column].to_numpy(),
+        "predicted": table.loc[list(test), f"y{k * n + j}"].to_numpy()})
+        for k, seed in enumerate(args.seeds) for j, column in enumerate(app.columns)])  # fmt: skip
+    found, shown, each = zip(*(summarize.scores(part) for _, part in
+                               rows.groupby("output", sort=False)), strict=True)  # fmt: skip
+    folder = args.out / "results" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.concat(shown).round(4).to_csv(folder / "predictions.csv")
+    places = [np.mean(errors(run["predicted"], part)) for part in (check, test) for run in runs]
     results.write(
-        f"{NAME}/places_finer.json",
-        {"application": NAME, "unit": "g/L", "outputs": list(app.columns), "changed_by": CHANGED,
-         "n": {half: len(names) for half, names in halves.items()},
-         "changed": {half: int(differs[np.isin(rest, names)].sum())
-                     for half, names in halves.items()},
-         "median_share": np.median(share, 0).round(5), "rows": rows,
-         "most": [{"name": rest[i], "coarse": before[i].round(2), "finer": after[i].round(2),
-                   "label": label[i].round(2)} for i in most]},
+        (folder / "summary.json").absolute(),
+        {"application": NAME, "property": app.property, "conditions": app.conditions,
+         "unit": app.unit, **{key: np.mean([one[key] for one in found], 0) for key in found[0]},
+         "interval": of_mean(np.mean(each, 0)),
+         "outputs": dict(zip(app.columns, found, strict=True)), "n_train": [len(train)],
+         "n_test": len(test), "seeds": args.seeds,
+         "config": asdict(config), "lattice_gas": gas, "training_hardware": runs[0]["device"],
+         "training_wall_s": sum(run["seconds"] for run in runs),
+         "around_places": {"validation_mae": np.mean(places[: len(runs)]),
+                           "test_mae": np.mean(places[len(runs) :])},
+         "weights": digest(ensemble)},
         seed=args.seeds, command=shlex.join(["python", "tools/places.py", *sys.argv[1:]]),
-        wall_s=time.perf_counter() - began,
+        wall_s=sum(run["seconds"] for run in runs),
     )  # fmt: skip
 
 
@@ -567,7 +502,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     steps = {"choose": choose, "labels": label_all, "train": train_all, "table": table,
-             "finer": finer}  # fmt: skip
+             "ship": ship}  # fmt: skip
     parser.add_argument("step", choices=steps)
     parser.add_argument("--how", nargs="+", default=["first", "told"],
                         choices=["first", "told"])
@@ -580,10 +515,10 @@ def main() -> int:
     parser.add_argument("--charges", type=Path, help="file of given_charges.py with the charges")
     parser.add_argument("--labels", type=Path, default=Path("runs/places-labels"),
                         help="folder of the labels of windows")  # fmt: skip
-    parser.add_argument("--spacing", type=float, default=SPACING,
+    parser.add_argument("--spacing", type=float, default=SETTINGS.spacing,
                         help="of the grids of energies, Å")  # fmt: skip
-    parser.add_argument("--finer", type=Path, default=Path("runs/places-finer"),
-                        help="folder of those on the finer grid")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=paths.data(),
+                        help="folder for what is shipped")  # fmt: skip
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--name", default="places", help="of the record")

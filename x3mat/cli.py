@@ -1,7 +1,6 @@
 """The command ``x3mat``: windows, predict, explain, train, data.
 
-Heavy packages are imported inside the commands that need them, so that help is quick.
-"""
+Heavy packages are imported inside the commands that need them, so that help is quick."""
 
 from __future__ import annotations
 

@@ -358,7 +358,11 @@ def parse_cif(text: str, source: object) -> tuple[np.ndarray, np.ndarray, np.nda
     block, small = with_atoms[0]
     _check_sites([(s.label, s.occ, s.element.atomic_number) for s in small.sites], source)
     cell = [gemmi.cif.as_number(block.find_value(tag) or "?") for tag in _CELL_TAGS]
-    lattice = _lattice_of(cell, source)
+    a, b, c = np.cos(np.radians(cell[3:]))
+    if not (np.isfinite(cell).all() and 1 + 2 * a * b * c > a * a + b * b + c * c):
+        raise CrystalError(source, f"cell lengths and angles {cell} make no cell",
+                           "Complete _cell_length_a ... _cell_angle_gamma.")
+    lattice = np.array(gemmi.UnitCell(*cell).orth.mat.tolist()).T  # a along x, b in the xy plane
     listed = np.array([s.fract.tolist() for s in small.sites])
     numbers = np.array([s.element.atomic_number for s in small.sites])
     if not np.isfinite(listed).all():
@@ -396,15 +400,6 @@ def _check_sites(sites: list[tuple[str, float, int]], source: object) -> None:
     dummies = [label for label, _, number in sites if not 1 <= number <= 100]
     if dummies:
         raise CrystalError(source, f"site {dummies[0]!r} is no element from 1 to 100", NO_DUMMIES)
-
-
-def _lattice_of(cell: list[float], source: object) -> np.ndarray:
-    """Rows a, b, c from lengths and angles, a along x and b in the xy plane."""
-    a, b, c = np.cos(np.radians(cell[3:]))
-    if not (np.isfinite(cell).all() and 1 + 2 * a * b * c > a * a + b * b + c * c):
-        raise CrystalError(source, f"cell lengths and angles {cell} make no cell",
-                           "Complete _cell_length_a ... _cell_angle_gamma.")
-    return np.array(gemmi.UnitCell(*cell).orth.mat.tolist()).T
 
 
 def _cif_operations(small: gemmi.SmallStructure, source: object) -> tuple[np.ndarray, np.ndarray]:

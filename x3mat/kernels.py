@@ -841,7 +841,7 @@ def network(model, graph, geometry: tuple) -> Tensor:
     for layer in model.blocks[:-1]:
         x = block(model, layer, x, len(edges.element), packed)
     x = block(model, model.blocks[-1], x, n_windows, probes)
-    return model.readout(x[0])
+    return model.readout(x[0], graph.told)
 
 
 def radial_parameters(network, packed: Packed) -> list[Tensor]:

@@ -8,7 +8,6 @@ comparison is :func:`x3mat_book.densities.window_average` of a simulated density
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 import re
@@ -137,16 +136,15 @@ class SiteMap:
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the table of the strongest sites."""
-        path, unit = Path(path), self.prediction.unit
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["rank", f"value ({unit})", f"std ({unit})", *"xyz", "X (Å)", "Y (Å)",
-                "Z (Å)", "multiplicity", "atoms in window", "nearest atom", "distance (Å)", "kind"])
-            for s in self.sites:
-                writer.writerow([s.rank, f"{s.value:.6g}", f"{s.std:.6g}", *(f"{v:.6f}" for v in
-                                 (s.x, s.y, s.z)), *(f"{v:.4f}" for v in s.cartesian),
-                                 s.multiplicity, s.n_atoms, s.nearest, f"{s.distance:.4f}", s.kind])
-        return path
+        import pandas as pd
+        unit = self.prediction.unit
+        columns = ["rank", f"value ({unit})", f"std ({unit})", *"xyz", "X (Å)", "Y (Å)", "Z (Å)",
+                   "multiplicity", "atoms in window", "nearest atom", "distance (Å)", "kind"]
+        pd.DataFrame([[s.rank, f"{s.value:.6g}", f"{s.std:.6g}", *(f"{v:.6f}" for v in
+                       (s.x, s.y, s.z)), *(f"{v:.4f}" for v in s.cartesian), s.multiplicity,
+                       s.n_atoms, s.nearest, f"{s.distance:.4f}", s.kind] for s in self.sites],
+                     columns=columns).to_csv(path, index=False)
+        return Path(path)
 
     def to_html(self, path: str | Path) -> Path:
         """Write one page with structure, isosurfaces and sites; it needs no network."""

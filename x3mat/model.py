@@ -198,6 +198,7 @@ class WindowGraph:
     vector: Tensor | None = None  # (E, 3) from src to dst, Å, likewise
     kind: Tensor | None = None  # (E,) of each pair, where pairs that recur are told, and
     first: Tensor | None = None  # (K,) a pair of each kind
+    told: Tensor | None = None  # (W, ...) as Windows.told
 
     def to(self, device) -> WindowGraph:
         """The graph on a device."""
@@ -586,10 +587,10 @@ class X3Mat(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, slice(None), edges, wigner)
         x = self.blocks[-1](x, slice(n_windows), edges.probes(n_probe), wigner[:n_probe])
-        return self.readout(x[:, 0])
+        return self.readout(x[:, 0], graph.told)
 
-    def readout(self, scalars: Tensor) -> Tensor:
-        """Contributions, (W, outputs), from the probes' scalars, (W, C)."""
+    def readout(self, scalars: Tensor, told: Tensor | None) -> Tensor:
+        """Contributions, (W, outputs), from the probes' scalars, (W, C), only."""
         return self.shift + self.scale * self.head(self.norm(scalars))
 
     def encode(self, geometry: tuple[Edges, Tensor]) -> list[Tensor]:
@@ -599,12 +600,12 @@ class X3Mat(nn.Module):
             features.append(block(features[-1], slice(None), *geometry))
         return features
 
-    def read(self, n_windows: int, geometry: tuple[Edges, Tensor], atoms: list[Tensor]) -> Tensor:
+    def read(self, graph: WindowGraph, geometry: tuple, atoms: list[Tensor]) -> Tensor:
         """:meth:`plain_network` of windows, without pairs, whose atoms are encoded already."""
-        x = self._embed(geometry[0], n_windows)[:n_windows]
+        x = self._embed(geometry[0], graph.n_windows)[: graph.n_windows]
         for block, encoded in zip(self.blocks, atoms, strict=True):
-            x = block(torch.cat([x, encoded]), slice(n_windows), *geometry)
-        return self.readout(x[:, 0])
+            x = block(torch.cat([x, encoded]), slice(graph.n_windows), *geometry)
+        return self.readout(x[:, 0], graph.told)
 
     def _edges(self, graph: WindowGraph) -> Edges:
         """Edges from each atom to the probe of its window, then the pairs.
@@ -687,17 +688,14 @@ def contributions(models: Sequence[X3Mat], every: Sequence, max_atoms: int,
             if alone.src is not src:  # else a further chunk of the same atoms
                 encode = partial(X3Mat.encode, geometry=first.geometry(alone))
                 atoms, src = list(apply(torch.no_grad()(encode), models)), alone.src
-        one = partial(_contributions, graph, first.geometry(graph))
+        geometry = first.geometry(graph)
+
+        @torch.no_grad()  # here: the threads of an executor do not inherit it
+        def one(model: X3Mat, atoms: list[Tensor] | None, graph=graph, geometry=geometry) -> Tensor:
+            return model.read(graph, geometry, atoms) if atoms else model.network(graph, geometry)
+
         parts.append(torch.stack(list(apply(one, models, atoms))))
     return torch.cat(parts, dim=1)
-
-
-@torch.no_grad()  # here: the threads of an executor do not inherit it
-def _contributions(graph: WindowGraph, geometry: tuple, model: X3Mat,
-                   atoms: list[Tensor] | None) -> Tensor:
-    if atoms is None:
-        return model.network(graph, geometry)
-    return model.read(graph.n_windows, geometry, atoms)
 
 
 def graphs(every: Sequence, config: X3MatConfig, max_atoms: int,
@@ -731,10 +729,12 @@ def _shared_graphs(windows, config: X3MatConfig, max_atoms: int, dtype) -> Itera
     src, dst, vector = src.long(), dst.long(), vector.to(dtype)
     positions, atom = torch.as_tensor(windows.positions).to(dtype), torch.as_tensor(windows.atom)
     species = torch.tensor(windows.crystal.species)
+    told = None if windows.told is None else torch.as_tensor(windows.told).to(dtype)
     for a, b in chunks(windows.ptr, max_atoms):
         part = slice(windows.ptr[a], windows.ptr[b])
         window = torch.as_tensor(np.repeat(np.arange(b - a), windows.atoms_per_window[a:b]))
-        yield WindowGraph(positions[part], species, window, src, dst, b - a, atom[part], vector)
+        yield WindowGraph(positions[part], species, window, src, dst, b - a, atom[part], vector,
+                          told=None if told is None else told[a:b])
 
 
 def joined(graphs: Sequence[WindowGraph]) -> WindowGraph:
@@ -745,8 +745,8 @@ def joined(graphs: Sequence[WindowGraph]) -> WindowGraph:
         [len(g.species) for g in graphs], [g.n_windows for g in graphs]))
     first = {"window": windows, "src": atoms, "dst": atoms, "atom": atoms}
     return WindowGraph(n_windows=windows[-1], **{name: torch.cat([getattr(g, name) + (first[name][k]
-        if name in first else 0) for k, g in enumerate(graphs)]) for name in ("positions",
-        "species", "window", "src", "dst", "atom", "vector")})
+        if name in first else 0) for k, g in enumerate(graphs)]) for name, x in vars(graphs[0]
+        ).items() if isinstance(x, Tensor)})
 
 
 def fitting_atoms(model: X3Mat, graph: WindowGraph, gradient: bool, share: float = 0.6) -> int:
@@ -794,7 +794,10 @@ def load_checkpoint(path) -> tuple[X3Mat, dict]:
     Raises a ModelError if the file is missing, damaged, or of another format."""
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-        model = X3Mat(X3MatConfig(**data["config"]))
+        kind = X3Mat
+        if "lattice_gas" in data["about"]:
+            from x3mat_gcmc.lattice_gas import ToldX3Mat as kind
+        model = kind(X3MatConfig(**data["config"]))
         model.load_state_dict(data["state"])
         return model.eval(), data["about"]
     except ModelError:

@@ -65,7 +65,11 @@ class Ensemble:
 
     def windows(self, crystal: Crystal, step: float | None = None) -> Windows:
         """Windows as the members were trained on, or on a grid with another `step` (Å)."""
-        return sample_windows(crystal, self.config.radius, step or self.config.step)
+        found = sample_windows(crystal, self.config.radius, step or self.config.step)
+        if "lattice_gas" not in self.about[0]:
+            return found
+        from x3mat_gcmc.lattice_gas import told
+        return replace(found, told=told(found, self.about[0]["lattice_gas"]))
 
     def contributions(self, windows: Windows) -> np.ndarray:
         """Contribution of each window according to each member, (members, W), float64."""
@@ -123,9 +127,10 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     name, column = str(name_or_path), ""
     if not Path(name).exists():
         name, _, column = name.partition(":")
-    path = Path(name)
-    files = _checkpoints(path) or _checkpoints(path := paths.data() / "models" / name)
-    if not files:
+    for path in (Path(name), paths.data() / "models" / name):
+        if files := [path] if path.is_file() else sorted(path.glob("*.pt")):
+            break
+    else:
         known = ", ".join(available_models()) or "none is installed"
         raise ModelError(str(name_or_path), "there is no such model",
                          f"Give the path of a checkpoint, or one of these names: {known}.")
@@ -145,10 +150,6 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
                          f"Name one of them: {name}:{columns[0]}")
     return Ensemble(Path(name_or_path).name, tuple(m.to(device) for m, _ in loaded),
                     tuple(about for _, about in loaded), columns.index(column) if column else 0)
-
-
-def _checkpoints(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.glob("*.pt"))
 
 
 def predict(structure: str | Path | Crystal | Structure,

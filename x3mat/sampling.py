@@ -63,6 +63,7 @@ class Windows:
     atom: np.ndarray  # (A,) int64; which atom of the crystal each atom is an image of
     crystal: Crystal
     pairs: Pairs | None = None  # of the crystal, if they were found; farther ones have no weight
+    told: np.ndarray | None = None  # (W, ...) of them; see x3mat_gcmc.lattice_gas.told
 
     @property
     def n_windows(self) -> int:
@@ -103,8 +104,7 @@ def sample_windows(crystal: Crystal, radius: float = 6.0, step: float = 2.0, sym
         every operation of the space group maps the grid onto itself. "auto" is the aligned grid
         unless that has more than twice the points of the plain one.
 
-    Raises a DataError if radius or step is not positive, the kind of grid is unknown, or
-    the grid would exceed two million points.
+    Raises a DataError if radius or step is not positive, the grid unknown or too large (2 million).
 
     >>> from x3mat import databases
     >>> windows = sample_windows(databases.iza("LTA"))

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
-from multiprocessing import SimpleQueue, get_context
+from multiprocessing import SimpleQueue, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -219,5 +220,7 @@ def side_by_side(function: Callable, plan: Iterable[tuple], jobs: int, devices: 
 
 
 def _settle(threads: int, gpus: SimpleQueue) -> None:
+    # whoever called may be killed; then its processes should not go on, unseen
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()

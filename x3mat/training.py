@@ -752,12 +752,7 @@ def train_fold(application: Application, fold: int, config: TrainConfig, *,
         return {}
     folder = models or paths.data() / "models" / application.name
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"application": application.name, "property": application.property,
-             "unit": application.unit, "conditions": application.conditions,
-             "columns": list(application.columns), "fold": fold, "seed": config.seed,
-             "train": list(names[0]), "domain": _domain(application, names[0]),
-             "data_hash": hashlib.sha256(labels.to_csv().encode()).hexdigest(),
-             "training": asdict(config)}
+    about = description(application, fold, config, names[0])
     model = save_checkpoint(folder / f"{tag}.pt", result.model, about)
     rest = [*names[1], *names[2]]
     ensemble = Ensemble(application.name, (model.to(result.model.scale.device),), ({},))
@@ -781,6 +776,16 @@ def train_fold(application: Application, fold: int, config: TrainConfig, *,
         command=f"x3mat train {application.name} --fold {fold} --seed {config.seed}"))
 
 
+def description(application: Application, fold: int, config: TrainConfig,
+                train: Sequence[str]) -> dict:
+    """What a checkpoint says of itself."""
+    digest = hashlib.sha256(application.labels().to_csv().encode()).hexdigest()
+    return {"application": application.name, "property": application.property,
+            "unit": application.unit, "conditions": application.conditions, "fold": fold,
+            "columns": list(application.columns), "seed": config.seed, "train": list(train),
+            "domain": _domain(application, train), "data_hash": digest, "training": asdict(config)}
+
+
 def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]], jobs: int = 1,
                 **options) -> list[dict]:
     """Call :func:`train_fold` for several (fold, config), ``jobs`` at a time.
@@ -802,10 +807,8 @@ def _domain(application: Application, names: Sequence[str]) -> dict:
 
 
 @lru_cache(maxsize=1024)
-def _described(application_: str, name: str) -> tuple[frozenset[int], dict[str, float]]:
-    application = APPLICATIONS[application_]
-    crystal = application.crystal(name)
-    quick = application.ranges == ("density",)  # known without looking for pores
-    found = crystal if quick else describe(crystal)
-    ranges = {key: float(getattr(found, key)) for key in application.ranges}
-    return frozenset(np.unique(crystal.species).tolist()), ranges
+def _described(application: str, name: str) -> tuple[frozenset[int], dict[str, float]]:
+    crystal, ranges = APPLICATIONS[application].crystal(name), APPLICATIONS[application].ranges
+    found = crystal if ranges == ("density",) else describe(crystal)  # which looks for pores
+    return (frozenset(np.unique(crystal.species).tolist()),
+            {key: float(getattr(found, key)) for key in ranges})

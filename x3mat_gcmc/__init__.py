@@ -3,7 +3,8 @@
 In the order in which data flows: `framework` (crystals and their charges), `charges` (predicted
 where none are stated; needs torch), `forcefield`,
 `system` (cells, Ewald terms, energy grids), `kernel` (the chains, compiled by numba), `engine`
-(runs and averages), `shards` (what several processes share). ``x3mat gcmc`` is the command,
+(runs and averages), `shards` (what several processes share), `lattice_gas` (densities without a
+run, which networks correct). ``x3mat gcmc`` is the command,
 ``tools/gcmc_checks.py`` compares with other programs. The package needs numba
 (``pip install x3mat[labels]``), for NVIDIA cards also numba-cuda.
 """

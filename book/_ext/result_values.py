@@ -50,15 +50,14 @@ def models_table(data: Path = RESULTS.parent) -> str:
     """Markdown table of the shipped models and the errors of one network on unseen crystals."""
     rows = ["| model | predicts | crystals trained, tested | mean absolute error | R² |",
             "|---|---|---|---|---|"]
-    for path in sorted(data.glob("*/application.json")):
-        name, about = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
-        found = json.loads((data / "results" / name / "summary.json").read_text(encoding="utf-8"))
-        several = about["columns"] if len(about["columns"]) > 1 else [""]
+    for path in sorted(data.glob("results/*/summary.json")):
+        name, found = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+        several = [*found.get("outputs", [""])]
         scores = [found["outputs"][column] if column else found for column in several]
         errors = ", ".join(f"{column} {score['test_mae']:.3g}".strip()
                            for column, score in zip(several, scores, strict=True))
         r2 = ", ".join(f"{score['test_r2']:.2f}" for score in scores)
-        rows.append(f"| `{name}` | {about['property']}, {about['conditions']}"
+        rows.append(f"| `{name}` | {found['property']}, {found['conditions']}"
                     f" | {found['n_train'][0]:,}, {found['n_test']:,}"
-                    f" | {errors} {about['unit']} | {r2} |")
+                    f" | {errors} {found['unit']} | {r2} |")
     return "\n".join(rows)
