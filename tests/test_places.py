@@ -236,8 +236,8 @@ def test_what_is_said_of_the_finer_grid(record, told_records):
     coarse, (narrow, wide) = rows_of(record), told_records
     for half in ("validation", "test"):
         gains = {how: coarse[how][half]["mae"] - wide[how][half]["mae"]
-                 for how in ("lattice gas", "gradient boosting", "told")}  # fmt: skip
-        assert gains["lattice gas"] > max(gains["gradient boosting"], gains["told"])
+                 for how in ("lattice gas", "told")}  # fmt: skip
+        assert gains["lattice gas"] > gains["told"] > 0  # "gain less"
         for how in ("usual", "lattice gas", "gradient boosting"):
             assert narrow[how][half]["mae"] == wide[how][half]["mae"]
     # "half of the channels do as well"

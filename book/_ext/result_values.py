@@ -54,7 +54,7 @@ def models_table(data: Path = RESULTS.parent) -> str:
         name, found = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
         several = [*found.get("outputs", [""])]
         scores = [found["outputs"][column] if column else found for column in several]
-        errors = ", ".join(f"{column} {score['test_mae']:.3g}".strip()
+        errors = ", ".join(f"{column} {score['test_mae']:#.3g}".strip()
                            for column, score in zip(several, scores, strict=True))
         r2 = ", ".join(f"{score['test_r2']:.2f}" for score in scores)
         rows.append(f"| `{name}` | {found['property']}, {found['conditions']}"
