@@ -12,6 +12,7 @@ import torch
 
 from x3mat.model import X3Mat, X3MatConfig, window_graph
 from x3mat.training import Flat
+from x3mat_gcmc.lattice_gas import ToldX3Mat
 
 
 def random_windows(counts: list[int], radius: float) -> tuple[torch.Tensor, ...]:
@@ -32,9 +33,9 @@ def main(device: str) -> None:
         torch.manual_seed(l_max)
         config = X3MatConfig(l_max=l_max, m_max=m_max, layers=layers, channels=16, cutoff=2.5,
                              radius=3.0)
-        model = X3Mat(config).double().to(device)
+        model = (ToldX3Mat if l_max == 1 else X3Mat)(config).double().to(device)
         for p in model.parameters():
-            if p.ndim == 1:  # biases begin at zero
+            if p.ndim == 1 or not p.any():  # biases, and the last weights of some, begin at zero
                 p.data += 0.1 * torch.randn_like(p)
         model.degree[:] = 4.0
         exact = window_graph(*random_windows(counts, 3.0), 2.5, 3.0)
@@ -42,15 +43,17 @@ def main(device: str) -> None:
         if l_max == 1:  # windows that share atoms, in which a pair may be an atom and its image
             n = len(exact.species)
             vector = torch.randn(len(exact.src), 3, dtype=torch.float64, device=device)
-            exact = replace(exact, atom=torch.randint(0, n, (n,), device=device), vector=vector)
+            told = torch.randn(exact.n_windows, 1 + model.standard.shape[1]).to(vector)
+            exact = replace(exact, atom=torch.randint(0, n, (n,), device=device), vector=vector,
+                            told=told)
         share = torch.randn(exact.n_windows, 1, dtype=torch.float64, device=device)
         y = model.plain_network(exact, model.plain_geometry(exact))
         (y * share).sum().backward()
         expected = {n: p.grad.clone() for n, p in model.named_parameters()}
         model = model.float()
         model.zero_grad()
-        graph = replace(exact, positions=exact.positions.float(),
-                        vector=exact.vector if exact.vector is None else exact.vector.float())
+        graph = replace(exact, **{k: x.float() for k, x in vars(exact).items()
+                                  if isinstance(x, torch.Tensor) and x.is_floating_point()})
         if l_max > 1:
             graph = graph.with_kinds()
             assert len(graph.first) <= 0.75 * len(graph.src)

@@ -69,7 +69,7 @@ from tqdm import tqdm
 
 from x3mat import paths, results, training
 from x3mat.applications import application
-from x3mat.errors import X3MatError
+from x3mat.errors import DataError, X3MatError
 from x3mat.model import X3Mat, X3MatConfig, save_checkpoint
 from x3mat.predict import Ensemble
 from x3mat.sampling import windows_at
@@ -454,7 +454,7 @@ def ship(args: argparse.Namespace) -> None:
     """The step `ship`."""
     app, fold, name = application(NAME), application(NAME).folds()[0], f"{NAME}-told"
     train, check, test = (part[: args.limit] for part in (fold.train, *fold.halves))
-    gas = {key: getattr(SETTINGS, key) for key in CONDITIONS}
+    conditions = {key: getattr(SETTINGS, key) for key in CONDITIONS}
     folder = args.out / "models" / name
     folder.mkdir(parents=True, exist_ok=True)
     runs, models = [one("then", "told", seed, args) for seed in args.seeds], []
@@ -462,12 +462,15 @@ def ship(args: argparse.Namespace) -> None:
         config = training.train_config(
             app, [*args.set, f"seed={seed}", f"epochs={args.epochs}"])  # fmt: skip
         about = training.description(app, 0, config, train)
-        about["lattice_gas"] = results.plain(gas)
+        about["lattice_gas"] = results.plain(conditions)
         model = started(run["weights"], config.model, ToldX3Mat)
         models.append(save_checkpoint(folder / f"fold0-seed{seed}.pt", model, about))
     ensemble = Ensemble(name, tuple(model.to(args.device) for model in models), (about,))
     table = screen(test, ensemble, args.runs / f"told-{digest(ensemble)}", read=app.crystal,
                    progress=True).set_index("file")  # fmt: skip
+    if bad := sorted(set(table.error) - {""}):
+        raise DataError(name, f"test crystals cannot be predicted ({bad[0]})",
+                        f"see the column error of the table in {args.runs}")
     n, label = len(app.columns), app.labels().loc[list(test), list(app.columns)]
     rows = pd.concat([pd.DataFrame({
         "name": test, "seed": seed, "output": column, "label": label[column].to_numpy(),
@@ -482,11 +485,11 @@ def ship(args: argparse.Namespace) -> None:
     results.write(
         (folder / "summary.json").absolute(),
         {"application": NAME, "property": app.property, "conditions": app.conditions,
-         "unit": app.unit, **{key: np.mean([one[key] for one in found], 0) for key in found[0]},
+         "unit": app.unit, **{key: np.mean([gas[key] for gas in found], 0) for key in found[0]},
          "interval": of_mean(np.mean(each, 0)),
          "outputs": dict(zip(app.columns, found, strict=True)), "n_train": [len(train)],
-         "n_test": len(test), "seeds": args.seeds,
-         "config": asdict(config), "lattice_gas": gas, "training_hardware": runs[0]["device"],
+         "n_test": len(test), "seeds": args.seeds, "config": asdict(config),
+         "lattice_gas": conditions, "training_hardware": runs[0]["device"],
          "training_wall_s": sum(run["seconds"] for run in runs),
          "around_places": {"validation_mae": np.mean(places[: len(runs)]),
                            "test_mae": np.mean(places[len(runs) :])},

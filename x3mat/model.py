@@ -590,7 +590,7 @@ class X3Mat(nn.Module):
         return self.readout(x[:, 0], graph.told)
 
     def readout(self, scalars: Tensor, told: Tensor | None) -> Tensor:
-        """Contributions, (W, outputs), from the probes' scalars, (W, C), only."""
+        """Contributions, (W, outputs), from the probes' scalars, (W, C); some networks use more."""
         return self.shift + self.scale * self.head(self.norm(scalars))
 
     def encode(self, geometry: tuple[Edges, Tensor]) -> list[Tensor]:

@@ -779,11 +779,12 @@ def train_fold(application: Application, fold: int, config: TrainConfig, *,
 def description(application: Application, fold: int, config: TrainConfig,
                 train: Sequence[str]) -> dict:
     """What a checkpoint says of itself."""
-    digest = hashlib.sha256(application.labels().to_csv().encode()).hexdigest()
+    data_hash = hashlib.sha256(application.labels().to_csv().encode()).hexdigest()
     return {"application": application.name, "property": application.property,
             "unit": application.unit, "conditions": application.conditions, "fold": fold,
             "columns": list(application.columns), "seed": config.seed, "train": list(train),
-            "domain": _domain(application, train), "data_hash": digest, "training": asdict(config)}
+            "domain": _domain(application, train), "data_hash": data_hash,
+            "training": asdict(config)}
 
 
 def train_folds(application: Application, plan: Sequence[tuple[int, TrainConfig]], jobs: int = 1,

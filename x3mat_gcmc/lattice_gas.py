@@ -101,7 +101,7 @@ def told_of(spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def told(windows: Windows, conditions: Mapping) -> np.ndarray:
-    """What :meth:`x3mat.model.X3Mat.readout` is told of the windows of a crystal.
+    """What :class:`ToldX3Mat` is told of the windows of a crystal.
 
     Parameters
     ----------
