@@ -268,9 +268,18 @@ def test_what_is_shipped_is_what_the_chapter_says(record, app, told_records):
     labels = app.labels()
     assert shown.label.to_numpy() == pytest.approx(
         [labels[gas][name] for name, gas in shown.output.items()], abs=1e-3)  # fmt: skip
-    errors = (shown.predicted - shown.label).abs().groupby(shown.output).mean()
-    for gas, error in errors.items():
-        assert error == pytest.approx(summary["outputs"][gas]["mae_of_mean_over_seeds"], abs=1e-3)
+    for gas, part in shown.groupby("output"):
+        error, widths = (part.predicted - part.label).abs(), summary["intervals"][gas]
+        assert error.mean() == pytest.approx(
+            summary["outputs"][gas]["mae_of_mean_over_seeds"], abs=1e-3)  # fmt: skip
+        for kind, width in (("constant", widths["constant"]["mean_half_width"]),
+                            ("spread", 1.645 * part.spread),
+                            ("scaled", 1.645 * widths["factor"] * part.spread)):  # fmt: skip
+            covered = (error <= width).mean()
+            assert covered == pytest.approx(widths[kind]["coverage"], abs=5e-3)
+            if kind != "spread":  # "as good"
+                assert covered == pytest.approx(0.9, abs=0.04)
+        assert widths["spread"]["coverage"] < 0.5  # "no error bar"
 
 
 def test_the_shipped_networks_predict_what_the_record_says(app):

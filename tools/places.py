@@ -62,7 +62,7 @@ import pandas as pd
 import summarize
 import torch
 import variants
-from intervals import of_mean
+from intervals import intervals, of_mean
 from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import Tensor
 from tqdm import tqdm
@@ -481,6 +481,13 @@ def ship(args: argparse.Namespace) -> None:
     folder = args.out / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
     pd.concat(shown).round(4).to_csv(folder / "predictions.csv")
+    every = np.array([[run["predicted"][name] for name in check] for run in runs])
+    truth = app.labels().loc[list(check), list(app.columns)].to_numpy()
+    fit = [pd.DataFrame({"size": np.abs(every[..., j].mean(0) - truth[:, j]),
+                         "spread": every[..., j].std(0, ddof=1)}) for j in range(n)]  # fmt: skip
+    widths = {column: intervals(fit[j], part.assign(size=(part.predicted - part.label).abs()))
+              for j, (column, part) in enumerate(zip(app.columns, shown, strict=True))
+              if len(test) > 2}  # which are thirds  # fmt: skip
     places = [np.mean(errors(run["predicted"], part)) for part in (check, test) for run in runs]
     results.write(
         (folder / "summary.json").absolute(),
@@ -493,7 +500,7 @@ def ship(args: argparse.Namespace) -> None:
          "training_wall_s": sum(run["seconds"] for run in runs),
          "around_places": {"validation_mae": np.mean(places[: len(runs)]),
                            "test_mae": np.mean(places[len(runs) :])},
-         "weights": digest(ensemble)},
+         "intervals": widths, "weights": digest(ensemble)},
         seed=args.seeds, command=shlex.join(["python", "tools/places.py", *sys.argv[1:]]),
         wall_s=sum(run["seconds"] for run in runs),
     )  # fmt: skip
