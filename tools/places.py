@@ -476,7 +476,7 @@ def ship(args: argparse.Namespace) -> None:
         "name": test, "seed": seed, "output": column, "label": label[column].to_numpy(),
         "predicted": table.loc[list(test), f"y{k * n + j}"].to_numpy()})
         for k, seed in enumerate(args.seeds) for j, column in enumerate(app.columns)])  # fmt: skip
-    found, shown, each = zip(*(summarize.scores(part) for _, part in
+    found, shown, each = zip(*(summarize.scores_of(part) for _, part in
                                rows.groupby("output", sort=False)), strict=True)  # fmt: skip
     folder = args.out / "results" / name
     folder.mkdir(parents=True, exist_ok=True)

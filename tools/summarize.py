@@ -59,7 +59,7 @@ def summarize(chosen: Application) -> dict:
                         f"run x3mat train {chosen.name} for the missing folds")
     rows = rows[rows.seed.isin(seeds)]
     scores, shown, errors = zip(
-        *(scores(part) for _, part in rows.groupby("output", sort=False)), strict=True)
+        *(scores_of(part) for _, part in rows.groupby("output", sort=False)), strict=True)
     # others' labels are not written down
     hidden = ["label"] * bool(chosen.source) + ["output"] * (len(scores) == 1)
     pd.concat(shown).drop(columns=hidden).round(4).to_csv(folder / "predictions.csv")
@@ -82,7 +82,7 @@ def summarize(chosen: Application) -> dict:
         command=f"python tools/summarize.py {chosen.name}"))
 
 
-def scores(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame, np.ndarray]:
+def scores_of(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame, np.ndarray]:
     """Scores of one output; of each crystal the mean over seeds and the mean error."""
     wide = rows.pivot(index="name", columns="seed", values="predicted")
     label = rows.groupby("name").label.first()

@@ -102,7 +102,7 @@ class TrialX3Mat(X3Mat):
     def _kernels(self, positions: Tensor):
         return None if self.channels else super()._kernels(positions)
 
-    def readout(self, scalars: Tensor) -> Tensor:
+    def readout(self, scalars: Tensor, told: Tensor | None) -> Tensor:
         last = nn.functional.dropout(self.norm(scalars), self.last, self.training)
         y = self.shift + self.scale * self.head(last)
         return y if self.gate is None else torch.cat([y, self.gate(last)], dim=1)
