@@ -44,6 +44,10 @@ def test_what_is_said_of_maps(record):
         # "no better" than the lattice gas
         assert sharp["told"][1] <= sharp["lattice gas"][1]
         assert sharp["told_above_lattice_gas"] < record["n"] / 2
+        told, alone = (np.array([row[gas]["gaussian"][how]["pearson"] for row in record["rows"]])
+                       for how in ("told", "lattice gas"))  # fmt: skip
+        spoiled = int((told < alone - 0.1).sum())
+        assert spoiled == 0 if gas == "CO2" else 3 <= spoiled <= 5  # "a few"
         values = [row[gas]["gaussian"][how]["pearson"] for row in record["rows"]
                   for how in mof_maps.MAPS]  # fmt: skip
         assert min(values) > -0.45  # the figure's range
