@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from x3mat.model import X3MatConfig, contributions, graphs, load_checkpoint, sav
 from x3mat.predict import Ensemble
 from x3mat.sampling import sample_windows
 from x3mat.screening import means
-from x3mat_gcmc import Framework, GCMCSettings
+from x3mat_gcmc import Framework, GCMCSettings, kernel
 from x3mat_gcmc import lattice_gas as gas
 from x3mat_gcmc.charges import predicted_charges
 
@@ -198,3 +200,20 @@ def test_an_element_without_charges_is_named(sodalite):
                                   sodalite.species), sodalite.frac_coords)  # fmt: skip
     with pytest.raises(CrystalError, match="charges of Ne were never learned"):
         ensemble().windows(strange)
+
+
+@pytest.mark.parametrize(("daemon", "threads"), [(False, 3), (True, 1)])
+def test_a_process_of_a_loader_takes_one_core(sodalite, windows, monkeypatch, daemon, threads):
+    """And finds the same."""
+    asked = []
+
+    def pool(workers):
+        asked.append(workers)
+        return ThreadPoolExecutor(workers)
+
+    monkeypatch.setattr(kernel.config, "NUMBA_NUM_THREADS", 3)
+    monkeypatch.setattr(kernel, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(kernel, "current_process", lambda: SimpleNamespace(daemon=daemon))
+    again = gas.told(windows, CONDITIONS)
+    assert set(asked) == {threads}
+    assert again == pytest.approx(windows.told)

@@ -22,6 +22,7 @@ import functools
 import math
 import types
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import current_process
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -1068,8 +1069,8 @@ def no(tables):
 def launch(device, function, count, *arguments):
     """Apply `advance`, `nodes` or `boltzmann` to all indices below `count`.
 
-    On cores the indices are dealt to threads (numba's NUMBA_NUM_THREADS); on CUDA the arguments
-    must lie on the device.
+    On cores the indices are dealt to threads (numba's NUMBA_NUM_THREADS, but one in a process of
+    a loader, which has others beside it); on CUDA the arguments must lie on the device.
     """
     if device == "cuda":
         grid = (count, LANES) if function is advance else (-(-count // THREADS), THREADS)
@@ -1079,7 +1080,7 @@ def launch(device, function, count, *arguments):
             kernel[grid](*arguments)
         cuda_target().synchronize()
         return
-    workers = config.NUMBA_NUM_THREADS
+    workers = 1 if current_process().daemon else config.NUMBA_NUM_THREADS
     stride = min(count, 8 * workers)  # a thread that ends early takes a further share
     if function is advance:
         arguments = (0, 1, *arguments)
