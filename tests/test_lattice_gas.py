@@ -20,7 +20,7 @@ from x3mat.sampling import sample_windows
 from x3mat.screening import means
 from x3mat_gcmc import Framework, GCMCSettings, kernel
 from x3mat_gcmc import lattice_gas as gas
-from x3mat_gcmc.charges import predicted_charges
+from x3mat_gcmc.charges import predicted_charges, with_predicted_charges
 
 SETTINGS = GCMCSettings(gases=("CO2", "N2"), fractions=(0.15, 0.85), charges="cif", spacing=0.4)
 CONDITIONS = {k: getattr(SETTINGS, k) for k in gas.CONDITIONS}
@@ -85,8 +85,7 @@ def test_densities_turn_with_the_crystal():
 
 
 def test_windows_are_told_all_the_gas_there_is(sodalite, windows):
-    framework = Framework(sodalite.lattice, sodalite.species, sodalite.frac_coords,
-                          predicted_charges(sodalite))  # fmt: skip
+    framework = with_predicted_charges(sodalite)
     found = gas.densities(sodalite.lattice, gas.dilute(framework, SETTINGS), SETTINGS.gases)
     told = windows.told
     assert told.shape == (windows.n_orbits, 2 * (3 + len(gas.QUANTILES)))

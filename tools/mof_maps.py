@@ -37,8 +37,8 @@ from x3mat.applications import application
 from x3mat.errors import X3MatError
 from x3mat.predict import Ensemble, load_model
 from x3mat_book.densities import correlations, grid_points, orbit_mean, window_average
-from x3mat_gcmc import Framework, GCMCSettings, gcmc, kernel
-from x3mat_gcmc.charges import predicted_charges
+from x3mat_gcmc import GCMCSettings, gcmc, kernel
+from x3mat_gcmc.charges import with_predicted_charges
 from x3mat_gcmc.lattice_gas import seen_at
 from x3mat_gcmc.system import settings_hash
 
@@ -64,9 +64,7 @@ def simulated(name: str, settings: GCMCSettings, folder: Path) -> np.ndarray:
     """Densities, (halves, gases, n1, n2, n3), molecules per Å3; kept in a file."""
     file = folder / f"{name}-{settings_hash(settings)}.npz"
     if not file.is_file():
-        crystal = application(NAME).crystal(name, symprec=0.0)
-        framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords,
-                              predicted_charges(crystal), name)  # fmt: skip
+        framework = with_predicted_charges(application(NAME).crystal(name, symprec=0.0))
         halves = gcmc([framework], [settings, replace(settings, seed=settings.seed + 1)])
         for half in halves:
             if isinstance(half, X3MatError):

@@ -75,7 +75,7 @@ from x3mat.predict import Ensemble
 from x3mat.sampling import windows_at
 from x3mat.screening import digest, for_each, screen, side_by_side
 from x3mat_gcmc import Framework
-from x3mat_gcmc.charges import predicted_charges
+from x3mat_gcmc.charges import with_predicted_charges
 from x3mat_gcmc.lattice_gas import (
     CONDITIONS,
     EXCLUDED,
@@ -107,8 +107,10 @@ TOLD = len(SETTINGS.gases) * (2 + len(QUANTILES))  # numbers of each window, bes
 def framework_of(name: str, charges: Mapping[str, np.ndarray]) -> Framework:
     """With its charges, which are predicted if they are not known."""
     crystal = application(NAME).crystal(name, symprec=0.0)
-    of = charges[name].astype(float) if name in charges else predicted_charges(crystal)
-    return Framework(crystal.lattice, crystal.species, crystal.frac_coords, of, name)
+    if name not in charges:
+        return with_predicted_charges(crystal)
+    return Framework(crystal.lattice, crystal.species, crystal.frac_coords,
+                     charges[name].astype(float), name)  # fmt: skip
 
 
 def choose(args: argparse.Namespace) -> None:

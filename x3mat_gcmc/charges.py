@@ -11,7 +11,6 @@ relaxed crystals (PBE).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -61,11 +60,12 @@ def predicted_charges(crystal: Crystal) -> np.ndarray:
     return charges - charges.mean()
 
 
-def with_predicted_charges(framework: Framework) -> Framework:
-    """A framework with :func:`predicted_charges` in the place of its own; raises their errors."""
+def with_predicted_charges(framework: Framework | Crystal) -> Framework:
+    """A framework with :func:`predicted_charges`, not its own; raises their errors."""
     crystal = crystal_from_arrays(framework.lattice, framework.species, framework.frac_coords,
                                   symprec=0.0, name=framework.name)  # fmt: skip
-    return replace(framework, charges=predicted_charges(crystal))
+    return Framework(framework.lattice, framework.species, framework.frac_coords,
+                     predicted_charges(crystal), framework.name)  # fmt: skip
 
 
 @cache

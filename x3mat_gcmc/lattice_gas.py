@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from x3mat.errors import ModelError
 from x3mat.model import X3Mat, X3MatConfig
 from x3mat.sampling import STRIDE, Windows
-from x3mat_gcmc.charges import predicted_charges
+from x3mat_gcmc.charges import with_predicted_charges
 from x3mat_gcmc.engine import free_memory
 from x3mat_gcmc.forcefield import guest
 from x3mat_gcmc.framework import Framework
@@ -124,13 +124,11 @@ def told(windows: Windows, conditions: Mapping) -> np.ndarray:
     free_memory("cpu")  # raises the error
     settings = GCMCSettings(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in conditions.items()})  # fmt: skip
-    crystal = windows.crystal
-    framework = Framework(crystal.lattice, crystal.species, crystal.frac_coords,
-                          predicted_charges(crystal), crystal.name)  # fmt: skip
-    found = densities(crystal.lattice, dilute(framework, settings), settings.gases)
-    mean = np.array([x.mean() for x in found])
-    everywhere, here = (np.array([seen_at(crystal.lattice, x, places) for x in found])
-                        for places in (PLACES, windows.centers))  # fmt: skip
+    framework = with_predicted_charges(windows.crystal)
+    found = densities(framework.lattice, dilute(framework, settings), settings.gases)
+    mean, places = np.array([x.mean() for x in found]), np.vstack([PLACES, windows.centers])
+    seen = np.array([seen_at(framework.lattice, x, places) for x in found])
+    everywhere, here = np.split(seen, [len(PLACES)], axis=1)
     exact = mean / np.maximum(here @ windows.weights / windows.n_windows, SMALL**2)
     return np.column_stack(
         [(here * exact[:, None]).T, told_of(distribution(mean, everywhere), here)])  # fmt: skip
