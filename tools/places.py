@@ -494,10 +494,9 @@ def ship(args: argparse.Namespace) -> None:
     results.write(
         (folder / "summary.json").absolute(),
         {"application": NAME, "property": app.property, "conditions": app.conditions,
-         "unit": app.unit, **{key: np.mean([gas[key] for gas in found], 0) for key in found[0]},
-         "interval": of_mean(np.mean(each, 0)),
-         "outputs": dict(zip(app.columns, found, strict=True)), "n_train": [len(train)],
-         "n_test": len(test), "seeds": args.seeds, "config": asdict(config),
+         "unit": app.unit, **summarize.of_outputs(app.columns, found, each),
+         "n_train": [len(train)], "n_test": len(test), "seeds": args.seeds,
+         "config": asdict(config),
          "lattice_gas": conditions, "training_hardware": runs[0]["device"],
          "training_wall_s": sum(run["seconds"] for run in runs),
          "around_places": {"validation_mae": np.mean(places[: len(runs)]),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -67,9 +68,7 @@ def summarize(chosen: Application) -> dict:
     summary = {
         "application": chosen.name, "property": chosen.property,
         "conditions": chosen.conditions, "unit": chosen.unit,
-        **{key: np.mean([score[key] for score in scores], 0).tolist() for key in scores[0]},
-        "interval": of_mean(np.mean(errors, 0)),
-        **({"outputs": dict(zip(chosen.columns, scores, strict=True))} if len(scores) > 1 else {}),
+        **of_outputs(chosen.columns, scores, errors),
         "test_mae_of_each_fold": rows.groupby("fold").error.mean().tolist(),
         "n_train": [r["n_train"] for r in used if r["provenance"]["seed"] == seeds[0]],
         "n_test": rows.name.nunique(), "folds": wanted, "seeds": seeds, "n_seeds": len(seeds),
@@ -80,6 +79,14 @@ def summarize(chosen: Application) -> dict:
     return results.read_json(results.write(
         folder / "summary.json", summary, seed=seeds, wall_s=summary["training_wall_s"],
         command=f"python tools/summarize.py {chosen.name}"))
+
+
+def of_outputs(columns: Sequence[str], scores: Sequence[dict],
+               errors: Sequence[np.ndarray]) -> dict:  # fmt: skip
+    """Means over the outputs, and of several the :func:`scores_of` each."""
+    return {**{key: np.mean([score[key] for score in scores], 0).tolist() for key in scores[0]},
+            "interval": of_mean(np.mean(errors, 0)),
+            **({"outputs": dict(zip(columns, scores, strict=True))} if len(scores) > 1 else {})}
 
 
 def scores_of(rows: pd.DataFrame) -> tuple[dict, pd.DataFrame, np.ndarray]:
