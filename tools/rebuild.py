@@ -44,10 +44,16 @@ LABELS = {
 }  # fmt: skip
 TRAINED = "x3mat train {name} --seed 0 --seed 1 --seed 2 --device {device} --jobs {jobs}"
 HISTOGRAM, LOOKALIKES = "tools/energy_histogram.py {name}", "tools/lookalikes.py {name}"
+TOLD = "--labels runs/places-fine --set model.channels=32"
 ANALYSES = {
     "zeolite-n2": ("tools/zeolite_baselines.py",),
     "mof-n2": (HISTOGRAM, "tools/mof_n2_errors.py", LOOKALIKES),
-    "mof-co2n2": (HISTOGRAM, "tools/mof_co2n2_errors.py", LOOKALIKES),
+    "mof-co2n2": (
+        HISTOGRAM, "tools/mof_co2n2_errors.py", LOOKALIKES,
+        "tools/places.py labels --labels runs/places-fine --device {device} --jobs {jobs}",
+        f"tools/places.py table --how told --name told {TOLD} --device {{device}} --jobs {{jobs}}",
+        f"tools/places.py ship {TOLD}",
+    ),
     "qmof-gap": ("tools/qmof_errors.py", LOOKALIKES),
     "mof-ch4n2": (HISTOGRAM,), "mof-co2o2n2": (HISTOGRAM,),
 }  # fmt: skip
